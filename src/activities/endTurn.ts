@@ -1,0 +1,73 @@
+import { setTimeout as delay } from "node:timers/promises";
+import { Context } from "@temporalio/activity";
+import { cancelTurn } from "../store/endings.ts";
+import type { Ending } from "../store/endings.ts";
+import { readTurnOfWorkflow } from "../store/turns.ts";
+import { failure } from "../turn/failures.ts";
+import { isTerminal } from "../turn/turn.ts";
+import type { TerminalStatus, Turn } from "../turn/turn.ts";
+import { finishTurn } from "./finishTurn.ts";
+import type { Parts } from "./parts.ts";
+import { retryLater } from "./stepContext.ts";
+
+/**
+ * Why the workflow ends a turn itself: the client has calls to answer, the turn was cancelled, or
+ * an activity failed for good.
+ */
+export type EndReason = "calls_for_client" | "cancelled" | "activity_failed";
+
+/** The owner of a running step has this long to end a cancelled turn with its partial answer. */
+const ownerGraceMs = 1_000;
+const pollEveryMs = 50;
+
+/** The `endTurn` activity: every way a turn can end that is not the end of a step. */
+export function createEndTurn(parts: Parts) {
+  return async function endTurn(input: { reason: EndReason }): Promise<{ status: TerminalStatus }> {
+    const turnId = Context.current().info.workflowExecution?.workflowId ?? "";
+    const turn = await readTurnOfWorkflow(parts.database, turnId);
+    if (turn === null) throw retryLater("unknown_turn");
+    if (isTerminal(turn.status)) return { status: turn.status };
+    if (input.reason === "cancelled") {
+      const ended = await askOwner(parts, turn);
+      if (ended !== null) return { status: ended };
+    }
+    const verdict = await finishTurn(
+      parts,
+      turn,
+      endingFor(input.reason),
+      undefined,
+      Context.current().cancellationSignal,
+    );
+    if (verdict.next !== "end") throw retryLater("fenced");
+    return { status: verdict.status };
+  };
+}
+
+function endingFor(reason: EndReason): Ending {
+  switch (reason) {
+    case "calls_for_client":
+      return { status: "completed" };
+    case "cancelled":
+      return { status: "cancelled" };
+    case "activity_failed":
+      return { status: "failed", failure: failure("attempts_exhausted") };
+  }
+}
+
+/** Sets the flag, wakes the worker that runs the step, and waits for it to end the turn. */
+async function askOwner(parts: Parts, turn: Turn): Promise<TerminalStatus | null> {
+  const asked = await cancelTurn(parts.database, turn);
+  if (asked.outcome === "ended") {
+    parts.announce();
+    if (asked.granted !== null) parts.startGranted(asked.granted);
+    return asked.status;
+  }
+  await parts.database.notify("turnkeeper_cancels", turn.id);
+  const giveUpAt = Date.now() + ownerGraceMs;
+  while (Date.now() < giveUpAt) {
+    await delay(pollEveryMs);
+    const now = await readTurnOfWorkflow(parts.database, turn.id);
+    if (now !== null && isTerminal(now.status)) return now.status;
+  }
+  return null;
+}

@@ -1,0 +1,28 @@
+import { endTurn } from "../store/endings.ts";
+import type { Ending, LastStep } from "../store/endings.ts";
+import type { Turn } from "../turn/turn.ts";
+import type { StepVerdict } from "../turn/verdict.ts";
+import type { Parts } from "./parts.ts";
+import { persist } from "./persist.ts";
+import { retryLater } from "./stepContext.ts";
+
+/**
+ * Ends a turn from inside a step and tells everyone who waits: subscribers, and the next turn in the
+ * queue. A turn that has ended meanwhile keeps its ending.
+ *
+ * @throws a retryable failure when this writer has been replaced; the retry reads the record.
+ */
+export async function finishTurn(
+  parts: Parts,
+  turn: Turn,
+  ending: Ending,
+  lastStep: LastStep | undefined,
+  signal: AbortSignal,
+): Promise<StepVerdict> {
+  const by = lastStep === undefined ? {} : { lastStep };
+  const ended = await persist(() => endTurn(parts.database, turn, ending, by), signal);
+  if (ended.outcome === "fenced") throw retryLater("fenced");
+  parts.announce();
+  if (ended.granted !== null) parts.startGranted(ended.granted);
+  return { next: "end", status: ended.status };
+}

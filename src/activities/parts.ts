@@ -1,0 +1,25 @@
+import type { Logger } from "pino";
+import type { EventWriter } from "../events/writer.ts";
+import type { ModelEndpoint } from "../responses/call.ts";
+import type { Database } from "../store/database.ts";
+import type { CurrentRun } from "../store/steps.ts";
+import type { ToolRegistry } from "../tools/registry.ts";
+import type { AgentReader } from "./agentReader.ts";
+import type { RunningTurns } from "./runningTurns.ts";
+
+/** The real parts that activities close over; the worker makes them. */
+export interface Parts {
+  database: Database;
+  writer: EventWriter;
+  endpoint: ModelEndpoint;
+  tools: ToolRegistry;
+  agents: AgentReader;
+  runningTurns: RunningTurns;
+  currentRun: CurrentRun;
+  /** Starts the workflow of a turn that was granted its conversation; the janitor makes up for failures. */
+  startGranted: (turnId: string) => void;
+  /** Wakes this process's subscribers and tells the others. */
+  announce: () => void;
+  log: Logger;
+}
+

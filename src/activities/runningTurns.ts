@@ -1,0 +1,73 @@
+import type { Database, Subscription } from "../store/database.ts";
+
+/** Why a step is stopped from outside. */
+export class StepStopped extends Error {
+  readonly reason: "cancel_requested" | "fenced" | "deadline" | "handover";
+
+  constructor(reason: StepStopped["reason"]) {
+    super(`The step was stopped: ${reason}.`);
+    this.name = "StepStopped";
+    this.reason = reason;
+  }
+}
+
+/**
+ * The steps that this worker runs, by turn, so that a cancel reaches them at once [12]: by
+ * notification, and by rereading the flags every second in case one was lost.
+ */
+export class RunningTurns {
+  readonly #steps = new Map<string, Set<AbortController>>();
+  readonly #database: Database;
+  #subscription: Subscription | null = null;
+  #timer: NodeJS.Timeout | null = null;
+
+  private constructor(database: Database) {
+    this.#database = database;
+  }
+
+  static async open(database: Database): Promise<RunningTurns> {
+    const rereadMs = 1_000;
+    const running = new RunningTurns(database);
+    running.#timer = setInterval(() => void running.#reread().catch(() => {}), rereadMs);
+    running.#subscription = await database.listen("turnkeeper_cancels", (turnId) =>
+      turnId === "" ? void running.#reread().catch(() => {}) : running.cancel(turnId),
+    );
+    return running;
+  }
+
+  /** A controller that aborts when the turn is to be cancelled; `release` it when the step ends. */
+  register(turnId: string): { controller: AbortController; release: () => void } {
+    const controller = new AbortController();
+    const steps = this.#steps.get(turnId) ?? new Set();
+    steps.add(controller);
+    this.#steps.set(turnId, steps);
+    return {
+      controller,
+      release: () => {
+        steps.delete(controller);
+        if (steps.size === 0) this.#steps.delete(turnId);
+      },
+    };
+  }
+
+  /** Stops the steps of a turn that is to be cancelled, if they run here. */
+  cancel(turnId: string): void {
+    for (const controller of this.#steps.get(turnId) ?? []) {
+      controller.abort(new StepStopped("cancel_requested"));
+    }
+  }
+
+  async close(): Promise<void> {
+    if (this.#timer !== null) clearInterval(this.#timer);
+    await this.#subscription?.close();
+  }
+
+  async #reread(): Promise<void> {
+    if (this.#steps.size === 0) return;
+    const rows = await this.#database.query<{ id: string }>(
+      "SELECT id FROM turns WHERE id = ANY($1) AND cancel_requested_at IS NOT NULL",
+      [[...this.#steps.keys()]],
+    );
+    for (const row of rows) this.cancel(row.id);
+  }
+}

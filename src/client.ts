@@ -1,0 +1,298 @@
+import { setTimeout as delay } from "node:timers/promises";
+import { openPostgres } from "./store/postgres.ts";
+import { createEngine, findSearchAttributes } from "./engine.ts";
+import type { Engine } from "./engine.ts";
+import { EventHub } from "./events/hub.ts";
+import { admitTurn } from "./store/admission.ts";
+import type { BusyMode } from "./store/admission.ts";
+import { listAgents } from "./store/agents.ts";
+import { StoreUnavailable } from "./store/database.ts";
+import type { Database } from "./store/database.ts";
+import { cancelTurn } from "./store/endings.ts";
+import { readEventsAfter } from "./store/eventLog.ts";
+import { readTurn, readVisibleTurn } from "./store/turns.ts";
+import { connectLazily } from "./temporal.ts";
+import { defaultTaskQueue } from "./turn/engineNames.ts";
+import { parseEvent } from "./turn/events.ts";
+import type { NumberedEvent, RecordedEvent } from "./turn/events.ts";
+import { Refusal } from "./turn/failures.ts";
+import { newId } from "./turn/ids.ts";
+import { outputText } from "./turn/items.ts";
+import type { Item } from "./turn/items.ts";
+import { prepareTurn } from "./turn/prepare.ts";
+import { checkId } from "./turn/request.ts";
+import type { ResponseRequest } from "./turn/request.ts";
+import { responseObject } from "./turn/response.ts";
+import type { ResponseObject } from "./turn/response.ts";
+import { isTerminal } from "./turn/turn.ts";
+import type { Turn } from "./turn/turn.ts";
+
+/** What a turn is started with: the words of `POST /v1/responses`, and these. */
+export interface StartTurn extends ResponseRequest {
+  /** Names an agent, or a provider's model for the default agent. The same field as `model`. */
+  agent?: string;
+}
+
+export interface StartOptions {
+  /** The same key gives the same turn [4]; 1 to 255 printable characters. */
+  idempotencyKey?: string | undefined;
+  /** What to do when another turn holds the conversation. Default `reject`. */
+  whenBusy?: BusyMode | undefined;
+  /** The key by which the request came in, kept with the turn. */
+  apiKeyId?: string | undefined;
+}
+
+/** How a turn ended. */
+export interface TurnResult {
+  status: Turn["status"];
+  /** The text of the answer. */
+  text: string;
+  response: ResponseObject;
+  turn: Turn;
+}
+
+export interface ClientParts {
+  database: Database;
+  hub: EventHub;
+  engine: Engine;
+}
+
+export interface ConnectOptions {
+  /** `postgres://…`: the database that the workers use. */
+  databaseUrl: string;
+  /** Default: Temporal's own environment variables, then `localhost:7233`. */
+  temporalAddress?: string;
+  temporalNamespace?: string;
+  /** Default `turnkeeper`. */
+  taskQueue?: string;
+  /** Default `default`. */
+  project?: string;
+}
+
+const idempotencyKeyPattern = /^[\x21-\x7e]{1,255}$/;
+
+/** One turn, as its starter holds it. */
+export class TurnHandle {
+  readonly id: string;
+  readonly conversationId: string;
+  /** False when the same request had started the turn before. */
+  readonly isNew: boolean;
+  readonly #turns: Turns;
+
+  constructor(turns: Turns, turn: Turn, isNew: boolean) {
+    this.#turns = turns;
+    this.id = turn.id;
+    this.conversationId = turn.conversationId;
+    this.isNew = isNew;
+  }
+
+  /**
+   * The turn's events after number `after` (default: all), until its end: what has been, then what
+   * comes. Leaving the loop costs nothing and cancels nothing.
+   *
+   * @throws Refusal `stream_expired` when the events have been dropped by age.
+   */
+  async *events(
+    options: { after?: number; signal?: AbortSignal } = {},
+  ): AsyncGenerator<NumberedEvent> {
+    for await (const batch of this.#turns.watch(this.id, options)) yield* batch.map(parseEvent);
+  }
+
+  /** Waits for the end of the turn, however it ends. */
+  async result(options: { signal?: AbortSignal } = {}): Promise<TurnResult> {
+    const turn = await this.#turns.waitForEnd(this.id, options.signal);
+    const text = outputText((turn.output ?? []) as Item[]);
+    return { status: turn.status, text, response: responseObject(turn), turn };
+  }
+
+  /** Asks for the turn's end; what was produced is kept, marked so [12]. */
+  async cancel(): Promise<void> {
+    await this.#turns.cancel(this.id);
+  }
+}
+
+/** Starts, watches and cancels the turns of one project. */
+export class Turns {
+  readonly project: string;
+  readonly #parts: ClientParts;
+
+  constructor(parts: ClientParts, project: string) {
+    this.#parts = parts;
+    this.project = project;
+  }
+
+  /**
+   * Puts a turn on record and has Temporal start it. Once this resolves the turn cannot be lost;
+   * while Temporal is away it waits on record for the janitor.
+   *
+   * @throws Refusal when the request cannot be taken; nothing was recorded then.
+   */
+  async start(input: StartTurn, options: StartOptions = {}): Promise<TurnHandle> {
+    const { agent, ...body } = input;
+    const { turn, isNew } = await this.admit({ ...body, model: agent ?? body.model ?? null }, options);
+    return new TurnHandle(this, turn, isNew);
+  }
+
+  /** Like {@link start}, for callers that want the record itself. */
+  async admit(body: ResponseRequest, options: StartOptions = {}): Promise<{ turn: Turn; isNew: boolean }> {
+    const { database, engine } = this.#parts;
+    const { idempotencyKey } = options;
+    if (idempotencyKey !== undefined && !idempotencyKeyPattern.test(idempotencyKey)) {
+      const rule = "An idempotency key has 1 to 255 printable ASCII characters without spaces.";
+      throw new Refusal("invalid_value", rule, "Idempotency-Key");
+    }
+    const prepared = await this.#reachable(async () =>
+      prepareTurn(body, await listAgents(database)),
+    );
+    const admitted = await this.#reachable(() =>
+      admitTurn(database, {
+        ...prepared,
+        turnId: newId("turn"),
+        project: this.project,
+        idempotencyKey: idempotencyKey ?? null,
+        apiKeyId: options.apiKeyId ?? null,
+        whenBusy: options.whenBusy ?? "reject",
+      }),
+    );
+    // On record it cannot be lost; if Temporal is away, the janitor starts it later.
+    if (admitted.turn.status === "admitted") await engine.startTurn(admitted.turn).catch(() => {});
+    return admitted;
+  }
+
+  /** The handle of a turn that exists. @throws Refusal `response_not_found`. */
+  async get(turnId: string): Promise<TurnHandle> {
+    return new TurnHandle(this, await this.read(turnId), false);
+  }
+
+  /** The record of a turn. @throws Refusal `response_not_found`. */
+  async read(turnId: string): Promise<Turn> {
+    const turn = await this.#reachable(() =>
+      readVisibleTurn(this.#parts.database, this.project, checkId(turnId, "response_id")),
+    );
+    if (turn !== null) return turn;
+    throw new Refusal("response_not_found", `Response with id '${turnId}' not found.`, "response_id");
+  }
+
+  /**
+   * Recorded events of a turn in batches, as {@link TurnHandle.events} gives them one by one.
+   *
+   * @throws Refusal `response_not_found` or `stream_expired`.
+   */
+  async *watch(
+    turnId: string,
+    options: { after?: number; signal?: AbortSignal } = {},
+  ): AsyncGenerator<RecordedEvent[]> {
+    const after = options.after ?? -1;
+    const turn = await this.read(turnId);
+    if (isTerminal(turn.status)) yield* this.#readEnded(turn, after);
+    else yield* this.#parts.hub.subscribe(turn, after, options.signal);
+  }
+
+  /** Waits until the turn is terminal, and returns its record. */
+  async waitForEnd(turnId: string, signal?: AbortSignal): Promise<Turn> {
+    let turn = await this.read(turnId);
+    if (isTerminal(turn.status)) return turn;
+    for await (const _batch of this.#parts.hub.subscribe(turn, -1, signal)) {
+      // Only the end matters.
+    }
+    signal?.throwIfAborted();
+    for (;;) {
+      const read = await readTurn(this.#parts.database, this.project, turnId);
+      turn = read ?? turn;
+      if (isTerminal(turn.status)) return turn;
+      const rereadMs = 100;
+      await delay(rereadMs, undefined, signal === undefined ? {} : { signal });
+    }
+  }
+
+  /** Asks for a turn's end and returns its record after that; a terminal turn stays as it is. */
+  async cancel(turnId: string): Promise<Turn> {
+    const { database, engine, hub } = this.#parts;
+    const turn = await this.read(turnId);
+    if (isTerminal(turn.status)) return turn;
+    const outcome = await this.#reachable(() => cancelTurn(database, turn));
+    if (outcome.outcome === "requested") await database.notify("turnkeeper_cancels", turn.id);
+    else {
+      hub.wake();
+      await database.notify("turnkeeper_events", "");
+      const granted =
+        outcome.granted === null ? null : await readTurn(database, this.project, outcome.granted);
+      if (granted !== null) await engine.startGranted(granted).catch(() => {});
+    }
+    // Second, so that the worker has ended the turn by the time that the workflow looks.
+    await engine.cancelWorkflow(turn.id).catch(() => {});
+    return this.read(turnId);
+  }
+
+  async *#readEnded(turn: Turn, after: number): AsyncGenerator<RecordedEvent[]> {
+    const { database } = this.#parts;
+    const pageEvents = 512;
+    let cursor = after;
+    for (;;) {
+      const pages = await readEventsAfter(database, [{ ...turn, after: cursor }], pageEvents);
+      const page = pages.get(turn.id) ?? [];
+      const expired = cursor === -1 && page[0]?.sequenceNumber !== 0;
+      if (expired) {
+        const advice = "Retrieve the response without 'stream' instead.";
+        throw new Refusal("stream_expired", `The events of this response have been dropped. ${advice}`);
+      }
+      if (page.length > 0) yield page;
+      if (page.length < pageEvents) return;
+      cursor = page.at(-1)?.sequenceNumber ?? cursor;
+    }
+  }
+
+  /** Translates a database out of reach into what callers are told. */
+  async #reachable<Result>(work: () => Promise<Result>): Promise<Result> {
+    try {
+      return await work();
+    } catch (error) {
+      if (!(error instanceof StoreUnavailable)) throw error;
+      const problem = "The database is out of reach; nothing was recorded. Try again.";
+      throw new Refusal("store_unavailable", problem, null, { cause: error });
+    }
+  }
+}
+
+/** Turnkeeper, as a backend service uses it: Temporal and the database, no HTTP between. */
+export class Turnkeeper {
+  readonly turns: Turns;
+  readonly #parts: ClientParts;
+  readonly #close: () => Promise<void>;
+
+  constructor(parts: ClientParts, project: string, close: () => Promise<void> = async () => {}) {
+    this.#parts = parts;
+    this.turns = new Turns(parts, project);
+    this.#close = close;
+  }
+
+  /** Connects to the database and to Temporal, both of which the workers use too. */
+  static async connect(options: ConnectOptions): Promise<Turnkeeper> {
+    const database = openPostgres({ url: options.databaseUrl });
+    const { connection, client } = connectLazily({
+      address: options.temporalAddress,
+      namespace: options.temporalNamespace,
+    });
+    const engine = createEngine({
+      client,
+      taskQueue: options.taskQueue ?? defaultTaskQueue,
+      eagerStart: false,
+      searchAttributes: await findSearchAttributes(client),
+    });
+    const hub = await EventHub.open(database);
+    return new Turnkeeper({ database, hub, engine }, options.project ?? "default", async () => {
+      await hub.close();
+      await connection.close();
+      await database.close();
+    });
+  }
+
+  /** The turns of another project, over the same connections. */
+  project(id: string): Turns {
+    return new Turns(this.#parts, checkId(id, "project"));
+  }
+
+  async close(): Promise<void> {
+    await this.#close();
+  }
+}

@@ -1,0 +1,118 @@
+import { z } from "zod";
+import { defaultTaskQueue } from "./turn/engineNames.ts";
+
+/**
+ * Every setting: an option given in code wins over the environment, which wins over the default.
+ * Temporal's own (`TEMPORAL_ADDRESS`, `TEMPORAL_NAMESPACE`, `TEMPORAL_API_KEY`, TLS, profiles) are
+ * read by `@temporalio/envconfig`, so that Temporal Cloud works by its usual variables.
+ */
+
+/** A setting that is missing or wrong, said in one line per setting. */
+export class InvalidConfig extends Error {
+  readonly code = "invalid_config";
+
+  constructor(problems: readonly string[]) {
+    super(`The configuration is not usable:\n${problems.map((each) => `  ${each}`).join("\n")}`);
+    this.name = "InvalidConfig";
+  }
+}
+
+const port = z.coerce.number().int().min(0).max(65_535);
+const count = z.coerce.number().int().min(1);
+const milliseconds = z.coerce.number().int().min(1);
+
+const maxBodyBytesDefault = 16 * 1024 * 1024;
+
+/** Environment variables, their checks and their defaults; the README's table lists the same. */
+const environment = z.object({
+  DATABASE_URL: z.url({ protocol: /^postgres(ql)?$/ }).optional(),
+  OPENAI_API_KEY: z.string().min(1).optional(),
+  OPENAI_BASE_URL: z.url().optional(),
+  TURNKEEPER_MODEL: z.string().min(1).default("gpt-6.1-terra"),
+  TURNKEEPER_TASK_QUEUE: z.string().min(1).default(defaultTaskQueue),
+  TURNKEEPER_HOST: z.string().min(1).default("127.0.0.1"),
+  TURNKEEPER_PORT: port.default(7823),
+  TURNKEEPER_MAX_BODY_BYTES: count.default(maxBodyBytesDefault),
+  TURNKEEPER_MAX_MODEL_STEPS: count.default(250),
+  TURNKEEPER_MAX_DATABASE_CONNECTIONS: count.default(20),
+  TURNKEEPER_CONNECT_TIMEOUT_MS: milliseconds.default(10_000),
+  TURNKEEPER_HEADERS_TIMEOUT_MS: milliseconds.default(600_000),
+  TURNKEEPER_SHUTDOWN_GRACE_MS: milliseconds.default(20_000),
+  TURNKEEPER_EVENT_RETENTION_DAYS: count.default(30),
+  TURNKEEPER_APP: z.string().min(1).optional(),
+  TURNKEEPER_FOLDER: z.string().min(1).default(".turnkeeper"),
+  TURNKEEPER_WORKFLOW_BUNDLE: z.string().min(1).optional(),
+  TURNKEEPER_LOG_LEVEL: z
+    .enum(["trace", "debug", "info", "warn", "error", "fatal", "silent"])
+    .default("info"),
+});
+
+export interface Config {
+  /** `null`: the embedded database of `turnkeeper dev`. */
+  databaseUrl: string | null;
+  maxDatabaseConnections: number;
+  /** `null`: the simulator of `turnkeeper dev`. */
+  openaiApiKey: string | null;
+  openaiBaseUrl: string;
+  /** The model of the default agent. */
+  model: string;
+  connectTimeoutMs: number;
+  headersTimeoutMs: number;
+  taskQueue: string;
+  host: string;
+  port: number;
+  /** Whether the port was set by hand: then it is never stepped over. */
+  isPortGiven: boolean;
+  maxBodyBytes: number;
+  /** Model calls and tool calls that one worker runs at a time. */
+  maxModelSteps: number;
+  shutdownGraceMs: number;
+  eventRetentionDays: number;
+  /** Module that exports `agents` and `tools`. */
+  app: string | null;
+  /** Where a first run keeps its data. */
+  folder: string;
+  workflowBundle: string | null;
+  logLevel: string;
+}
+
+/**
+ * Reads the configuration.
+ *
+ * @throws InvalidConfig naming every variable that is wrong.
+ */
+export function readConfig(
+  options: Partial<Config> = {},
+  variables: NodeJS.ProcessEnv = process.env,
+): Config {
+  const given = Object.fromEntries(Object.entries(variables).filter(([, value]) => value !== ""));
+  const read = environment.safeParse(given);
+  if (!read.success) {
+    throw new InvalidConfig(
+      read.error.issues.map((issue) => `${issue.path.join(".")}: ${issue.message}`),
+    );
+  }
+  const env = read.data;
+  return {
+    databaseUrl: env.DATABASE_URL ?? null,
+    maxDatabaseConnections: env.TURNKEEPER_MAX_DATABASE_CONNECTIONS,
+    openaiApiKey: env.OPENAI_API_KEY ?? (env.OPENAI_BASE_URL === undefined ? null : "none"),
+    openaiBaseUrl: env.OPENAI_BASE_URL ?? "https://api.openai.com/v1",
+    model: env.TURNKEEPER_MODEL,
+    connectTimeoutMs: env.TURNKEEPER_CONNECT_TIMEOUT_MS,
+    headersTimeoutMs: env.TURNKEEPER_HEADERS_TIMEOUT_MS,
+    taskQueue: env.TURNKEEPER_TASK_QUEUE,
+    host: env.TURNKEEPER_HOST,
+    port: env.TURNKEEPER_PORT,
+    isPortGiven: given["TURNKEEPER_PORT"] !== undefined || options.port !== undefined,
+    maxBodyBytes: env.TURNKEEPER_MAX_BODY_BYTES,
+    maxModelSteps: env.TURNKEEPER_MAX_MODEL_STEPS,
+    shutdownGraceMs: env.TURNKEEPER_SHUTDOWN_GRACE_MS,
+    eventRetentionDays: env.TURNKEEPER_EVENT_RETENTION_DAYS,
+    app: env.TURNKEEPER_APP ?? null,
+    folder: env.TURNKEEPER_FOLDER,
+    workflowBundle: env.TURNKEEPER_WORKFLOW_BUNDLE ?? null,
+    logLevel: env.TURNKEEPER_LOG_LEVEL,
+    ...options,
+  };
+}

@@ -1,0 +1,117 @@
+import {
+  WorkflowExecutionAlreadyStartedError,
+  WorkflowIdConflictPolicy,
+  WorkflowIdReusePolicy,
+  WorkflowNotFoundError,
+} from "@temporalio/client";
+import type { Client, WorkflowStartOptions } from "@temporalio/client";
+import { defineSearchAttributeKey, SearchAttributeType, TypedSearchAttributes } from "@temporalio/common";
+import type { SearchAttributePair } from "@temporalio/common";
+import { contentHash } from "./turn/canonical.ts";
+import type { Turn } from "./turn/turn.ts";
+import { grantedSignalName, searchAttributeNames, turnWorkflowType } from "./turn/engineNames.ts";
+import type { SearchAttributeName } from "./turn/engineNames.ts";
+
+/** What Turnkeeper asks of Temporal. All of it may throw when Temporal is out of reach. */
+export interface Engine {
+  /** Starts the turn's workflow; one that is there already is success, whoever started it. */
+  startTurn(turn: Turn): Promise<void>;
+  /** Starts a turn that waited in the queue; one that waits in Temporal is told to go on. */
+  startGranted(turn: Turn): Promise<void>;
+  /** The id of the current run of the turn's workflow; `null` when Temporal knows none. */
+  currentRun(turnId: string): Promise<RunOnTemporal | null>;
+  /** Delivers Temporal's cancel; a workflow that has ended or is unknown is success. */
+  cancelWorkflow(turnId: string): Promise<void>;
+}
+
+export interface RunOnTemporal {
+  runId: string;
+  isRunning: boolean;
+}
+
+export interface EngineOptions {
+  client: Client;
+  taskQueue: string;
+  /** Where this process is a worker on the same connection, its first task comes with the start. */
+  eagerStart: boolean;
+  /** The attributes that the namespace has registered; see {@link findSearchAttributes}. */
+  searchAttributes: ReadonlySet<SearchAttributeName>;
+}
+
+/** Which of Turnkeeper's search attributes the namespace knows; others must not be set. */
+export async function findSearchAttributes(client: Client): Promise<Set<SearchAttributeName>> {
+  const { customAttributes } = await client.connection.operatorService.listSearchAttributes({
+    namespace: client.options.namespace,
+  });
+  return new Set(
+    searchAttributeNames.filter((name) => Object.hasOwn(customAttributes ?? {}, name)),
+  );
+}
+
+function attributesOf(turn: Turn, known: ReadonlySet<SearchAttributeName>): TypedSearchAttributes {
+  const { user } = turn.request;
+  const userHexDigits = 16;
+  const values: Record<SearchAttributeName, string | null> = {
+    TurnkeeperProject: turn.project,
+    TurnkeeperConversation: turn.conversationId,
+    TurnkeeperAgent: turn.agent,
+    TurnkeeperModel: turn.model,
+    TurnkeeperStatus: "running",
+    // Who the user is belongs to the application; equal users have equal hashes [15].
+    TurnkeeperUser: user && contentHash([turn.project, user]).toString("hex").slice(0, userHexDigits),
+  };
+  const pairs: SearchAttributePair[] = searchAttributeNames.flatMap((name) => {
+    const value = values[name];
+    if (value === null || value === "" || !known.has(name)) return [];
+    return [{ key: defineSearchAttributeKey(name, SearchAttributeType.KEYWORD), value }];
+  });
+  return new TypedSearchAttributes(pairs);
+}
+
+export function createEngine(options: EngineOptions): Engine {
+  const { workflow } = options.client;
+  /** Returns false when there is such a workflow already. */
+  async function start(turn: Turn, ifRunning: WorkflowIdConflictPolicy): Promise<boolean> {
+    const startOptions: WorkflowStartOptions = {
+      workflowId: turn.id,
+      taskQueue: options.taskQueue,
+      workflowIdReusePolicy: WorkflowIdReusePolicy.REJECT_DUPLICATE,
+      workflowIdConflictPolicy: ifRunning,
+      typedSearchAttributes: attributesOf(turn, options.searchAttributes),
+      staticSummary: `${turn.agent} on ${turn.model}`,
+      requestEagerStart: options.eagerStart,
+    };
+    try {
+      await workflow.start(turnWorkflowType, startOptions);
+      return true;
+    } catch (error) {
+      if (error instanceof WorkflowExecutionAlreadyStartedError) return false;
+      throw error;
+    }
+  }
+  return {
+    async startTurn(turn) {
+      await start(turn, WorkflowIdConflictPolicy.USE_EXISTING);
+    },
+    async startGranted(turn) {
+      if (await start(turn, WorkflowIdConflictPolicy.FAIL)) return;
+      await workflow.getHandle(turn.id).signal(grantedSignalName);
+    },
+    async currentRun(turnId) {
+      try {
+        const { runId, status } = await workflow.getHandle(turnId).describe();
+        return { runId, isRunning: status.name === "RUNNING" };
+      } catch (error) {
+        if (error instanceof WorkflowNotFoundError) return null;
+        throw error;
+      }
+    },
+    async cancelWorkflow(turnId) {
+      try {
+        await workflow.getHandle(turnId).cancel();
+      } catch (error) {
+        if (!(error instanceof WorkflowNotFoundError)) throw error;
+      }
+    },
+  };
+}

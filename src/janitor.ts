@@ -1,0 +1,114 @@
+import type { Logger } from "pino";
+import type { Engine } from "./engine.ts";
+import type { Database } from "./store/database.ts";
+import { endTurn } from "./store/endings.ts";
+import {
+  dropOldPartitions,
+  findExpiredQueuedTurns,
+  findStaleTurns,
+  makePartitions,
+  takeUpkeepTurn,
+} from "./store/upkeep.ts";
+import { failure } from "./turn/failures.ts";
+import type { Turn } from "./turn/turn.ts";
+
+export interface JanitorSettings {
+  /** Time between two rounds of the deployment. */
+  roundMs: number;
+  /** A turn younger than this is left to whoever admitted or granted it. */
+  patienceMs: number;
+  eventRetentionDays: number;
+}
+
+export const defaultJanitorSettings: JanitorSettings = {
+  roundMs: 10_000,
+  patienceMs: 10_000,
+  eventRetentionDays: 30,
+};
+
+/** Turns looked after in one round; the next round takes the next ones. */
+const maxTurnsPerRound = 200;
+const partitionDaysAhead = 3;
+
+export interface JanitorParts {
+  database: Database;
+  engine: Engine;
+  /** Wakes subscribers after a turn was ended. */
+  announce: () => void;
+  startGranted: (turnId: string) => void;
+  log: Logger;
+}
+
+/**
+ * Looks after what no workflow can: turns that nobody started, and turns whose workflow is gone. It
+ * asks Temporal before it touches a turn and does nothing while Temporal is out of reach.
+ */
+export class Janitor {
+  readonly #parts: JanitorParts;
+  readonly #settings: JanitorSettings;
+  #timer: NodeJS.Timeout | null = null;
+  #round: Promise<void> = Promise.resolve();
+  #isClosed = false;
+
+  constructor(parts: JanitorParts, settings: Partial<JanitorSettings> = {}) {
+    this.#parts = parts;
+    this.#settings = { ...defaultJanitorSettings, ...settings };
+  }
+
+  /** Makes the first round now and goes on until closed. */
+  start(): void {
+    if (this.#isClosed) return;
+    this.#round = this.#makeRound()
+      .catch((error: unknown) => {
+        this.#parts.log.warn({ error: String(error) }, "the janitor's round failed");
+      })
+      .finally(() => {
+        if (this.#isClosed) return;
+        this.#timer = setTimeout(() => this.start(), this.#settings.roundMs);
+        this.#timer.unref();
+      });
+  }
+
+  async close(): Promise<void> {
+    this.#isClosed = true;
+    if (this.#timer !== null) clearTimeout(this.#timer);
+    await this.#round;
+  }
+
+  async #makeRound(): Promise<void> {
+    const { database } = this.#parts;
+    // A little less than a round, so that the same process may take the next one.
+    const holdMs = this.#settings.roundMs * 0.9;
+    await takeUpkeepTurn(database, holdMs, async () => {
+      await makePartitions(database, partitionDaysAhead);
+      await dropOldPartitions(database, this.#settings.eventRetentionDays);
+      const stale = await findStaleTurns(database, this.#settings.patienceMs, maxTurnsPerRound);
+      for (const turn of stale) await this.#lookAfter(turn);
+      const expired = await findExpiredQueuedTurns(database, maxTurnsPerRound);
+      for (const turn of expired) {
+        await this.#end(turn, { status: "incomplete", incompleteReason: "deadline" });
+      }
+    });
+  }
+
+  async #lookAfter(turn: Turn): Promise<void> {
+    const { engine, log } = this.#parts;
+    const run = await engine.currentRun(turn.id);
+    // However slow it is, a running workflow ends its turn itself.
+    if (run?.isRunning) return;
+    if (run === null) {
+      log.info({ turn: turn.id }, "starting a turn that Temporal does not know");
+      await engine.startTurn(turn);
+      return;
+    }
+    log.warn({ turn: turn.id }, "ending a turn whose workflow closed without an ending");
+    await this.#end(turn, { status: "failed", failure: failure("workflow_gone") });
+  }
+
+  async #end(turn: Turn, ending: Parameters<typeof endTurn>[2]): Promise<void> {
+    const ended = await endTurn(this.#parts.database, turn, ending, { ifRunId: turn.runId });
+    if (ended.outcome !== "ended") return;
+    this.#parts.announce();
+    if (ended.granted !== null) this.#parts.startGranted(ended.granted);
+  }
+}

@@ -1,0 +1,137 @@
+import { StepFailure, failure } from "../turn/failures.ts";
+import { classifyProviderError } from "./failures.ts";
+import type { ProviderError } from "./failures.ts";
+import type { SilenceWatch } from "./silence.ts";
+import { eventsOfResponse, isWholeResponse } from "./wholeResponse.ts";
+
+/** A stream event as the provider sent it; types that are not known are passed on. */
+export type UpstreamEvent = { type: string; [field: string]: unknown };
+
+const terminalTypes = new Set(["response.completed", "response.incomplete", "response.failed"]);
+
+/** After the terminal event only the end of the body is left; read, it frees the connection. */
+const drainTimeoutMs = 1_000;
+
+function isEvent(value: unknown): value is UpstreamEvent {
+  return (
+    typeof value === "object" &&
+    value !== null &&
+    typeof (value as { type?: unknown }).type === "string"
+  );
+}
+
+/** Throws what an `error` event, or a terminal event without a usable response, stands for. */
+function refuseBroken(event: UpstreamEvent, headers: Headers): void {
+  if (event.type === "error") {
+    throw new StepFailure(classifyProviderError({ ...(event as ProviderError), headers }));
+  }
+  if (event.type !== "response.completed" && event.type !== "response.incomplete") return;
+  if (!isWholeResponse(event["response"])) {
+    const message = `The provider's ${event.type} event carries no response with output.`;
+    throw new StepFailure(failure("malformed_answer", message));
+  }
+}
+
+function throwIfFailed(event: UpstreamEvent, headers: Headers): void {
+  if (event.type !== "response.failed") return;
+  const response = event["response"] as { error?: ProviderError | null } | null | undefined;
+  const error = response?.error;
+  throw new StepFailure(classifyProviderError({ ...error, headers }, "response_failed"));
+}
+
+interface Sighting {
+  /** Anything with a `type`. */
+  events: number;
+  /** Anything else. */
+  others: number;
+}
+
+function mediaTypeOf(headers: Headers): string | undefined {
+  return headers.get("content-type")?.split(";")[0]?.trim().toLowerCase();
+}
+
+function missingEnd(seen: Sighting, headers: Headers): StepFailure {
+  const isEmptyStream = seen.others === 0 && mediaTypeOf(headers) === "text/event-stream";
+  const isCut = seen.events > 0 || isEmptyStream;
+  return new StepFailure(failure(isCut ? "stream_truncated" : "malformed_answer"));
+}
+
+async function nextValue(
+  iterator: AsyncIterator<unknown>,
+  watch: SilenceWatch,
+  idleTimeoutMs: number,
+): Promise<IteratorResult<unknown>> {
+  watch.arm(idleTimeoutMs, "event");
+  try {
+    const next = await iterator.next();
+    // The SDK ends the loop quietly when the request is aborted.
+    watch.signal.throwIfAborted();
+    return next;
+  } finally {
+    watch.disarm();
+  }
+}
+
+async function* readEvents(
+  stream: AsyncIterable<unknown>,
+  headers: Headers,
+  watch: SilenceWatch,
+  idleTimeoutMs: number,
+): AsyncGenerator<UpstreamEvent> {
+  const iterator = stream[Symbol.asyncIterator]();
+  const seen: Sighting = { events: 0, others: 0 };
+  for (;;) {
+    const next = await nextValue(iterator, watch, idleTimeoutMs).catch((error: unknown) => {
+      // An event that was cut by the end of the body is handed to the SDK's parser all the same.
+      throw error instanceof SyntaxError ? missingEnd(seen, headers) : error;
+    });
+    if (next.done === true) throw missingEnd(seen, headers);
+    if (!isEvent(next.value)) {
+      seen.others += 1;
+      continue;
+    }
+    seen.events += 1;
+    refuseBroken(next.value, headers);
+    const isLast = terminalTypes.has(next.value.type);
+    if (isLast) watch.endAfter(iterator.next(), drainTimeoutMs);
+    yield next.value;
+    if (isLast) return throwIfFailed(next.value, headers);
+  }
+}
+
+/** The answer of a server that ignores `stream: true`, as the events that it stands for. */
+async function* readWhole(
+  response: Response,
+  watch: SilenceWatch,
+  idleTimeoutMs: number,
+): AsyncGenerator<UpstreamEvent> {
+  watch.arm(idleTimeoutMs, "body");
+  const body: unknown = JSON.parse(await response.text());
+  watch.disarm();
+  const { error } = (body ?? {}) as { error?: ProviderError | null };
+  const isAnswer = isWholeResponse(body) && terminalTypes.has(`response.${String(body.status)}`);
+  if (!isAnswer) {
+    if (error)
+      throw new StepFailure(classifyProviderError({ ...error, headers: response.headers }));
+    throw new StepFailure(failure("malformed_answer"));
+  }
+  for (const event of eventsOfResponse(body)) {
+    yield event;
+    throwIfFailed(event, response.headers);
+  }
+}
+
+/**
+ * Reads an answer to its terminal event; what it throws is documented at `ModelEndpoint.stream`.
+ * `stream` is the SDK's reading of `response`, whose body nobody has touched yet.
+ */
+export function readAnswer(
+  stream: AsyncIterable<unknown>,
+  response: Response,
+  watch: SilenceWatch,
+  idleTimeoutMs: number,
+): AsyncGenerator<UpstreamEvent> {
+  const isWhole = mediaTypeOf(response.headers) === "application/json";
+  if (isWhole) return readWhole(response, watch, idleTimeoutMs);
+  return readEvents(stream, response.headers, watch, idleTimeoutMs);
+}

@@ -1,0 +1,60 @@
+import { calcPrice } from "@pydantic/genai-prices";
+
+/** Tokens of one model call. The cached, cache-written and reasoning ones are parts of the totals. */
+export interface CallUsage {
+  inputTokens: number;
+  cachedTokens: number;
+  cacheWriteTokens: number;
+  outputTokens: number;
+  reasoningTokens: number;
+}
+
+function fieldOf(value: unknown, field: string): unknown {
+  return typeof value === "object" && value !== null
+    ? (value as Record<string, unknown>)[field]
+    : undefined;
+}
+
+function countOf(value: unknown, field: string): number {
+  const count = fieldOf(value, field);
+  return Number.isSafeInteger(count) && (count as number) >= 0 ? (count as number) : 0;
+}
+
+/**
+ * Reads `response.usage`. Parts that a server leaves out count as 0.
+ *
+ * @returns null when no usage was sent: then nobody knows the figures, which is not 0.
+ */
+export function readUsage(usage: unknown): CallUsage | null {
+  if (typeof usage !== "object" || usage === null) return null;
+  const inputDetails = fieldOf(usage, "input_tokens_details");
+  return {
+    inputTokens: countOf(usage, "input_tokens"),
+    cachedTokens: countOf(inputDetails, "cached_tokens"),
+    cacheWriteTokens: countOf(inputDetails, "cache_write_tokens"),
+    outputTokens: countOf(usage, "output_tokens"),
+    reasoningTokens: countOf(fieldOf(usage, "output_tokens_details"), "reasoning_tokens"),
+  };
+}
+
+/**
+ * The cost of one call in US dollars by OpenAI's list prices for the default service tier; fees of
+ * hosted tools are not in it. Null when the model is not in the price list of genai-prices, or the
+ * figures contradict each other.
+ */
+export function priceOf(model: string, usage: CallUsage): { costUsd: number | null } {
+  const counted = {
+    input_tokens: usage.inputTokens,
+    cache_read_tokens: usage.cachedTokens,
+    cache_write_tokens: usage.cacheWriteTokens,
+    output_tokens: usage.outputTokens,
+  };
+  try {
+    // Named, because other providers list models of the same name at other prices.
+    const price = calcPrice(counted, model, { providerId: "openai" });
+    return { costUsd: price?.total_price ?? null };
+  } catch {
+    // It throws for figures that cannot be, such as more cached tokens than input tokens.
+    return { costUsd: null };
+  }
+}

@@ -1,0 +1,45 @@
+/** A provider that asks for more than this means "not today"; the turn's deadline is nearer. */
+const maxRetryAfterMs = 24 * 60 * 60_000;
+
+const unitMs: Record<string, number> = { ms: 1, s: 1_000, m: 60_000, h: 3_600_000, d: 86_400_000 };
+
+/** `1s`, `6m0s`, `20ms`, `1h2m3.5s` as OpenAI's rate limit headers have it; a bare number is seconds. */
+function parseDurationMs(text: string): number | undefined {
+  if (/^\d+(\.\d+)?$/.test(text)) return Number(text) * 1_000;
+  if (!/^(\d+(\.\d+)?(ms|s|m|h|d))+$/.test(text)) return undefined;
+  const parts = text.matchAll(/(\d+(?:\.\d+)?)(ms|s|m|h|d)/g);
+  return [...parts].reduce((sum, [, count, unit]) => sum + Number(count) * unitMs[unit ?? ""]!, 0);
+}
+
+/** `retry-after` of RFC 9110, section 10.2.3: seconds or an HTTP date. */
+function parseRetryAfterMs(text: string, now: Date): number | undefined {
+  if (/^\d+(\.\d+)?$/.test(text)) return Number(text) * 1_000;
+  const date = Date.parse(text);
+  return Number.isNaN(date) ? undefined : Math.max(0, date - now.getTime());
+}
+
+/** When the limits reset that are used up; where the headers do not say which, the later one. */
+function parseResetMs(headers: Headers): number | undefined {
+  const limits = ["requests", "tokens"].map((kind) => ({
+    isUsedUp: headers.get(`x-ratelimit-remaining-${kind}`)?.trim() === "0",
+    resetMs: parseDurationMs(headers.get(`x-ratelimit-reset-${kind}`)?.trim() ?? ""),
+  }));
+  const usedUp = limits.filter((limit) => limit.isUsedUp);
+  const delays = (usedUp.length > 0 ? usedUp : limits)
+    .map((limit) => limit.resetMs)
+    .filter((delay) => delay !== undefined);
+  return delays.length > 0 ? Math.max(...delays) : undefined;
+}
+
+/**
+ * How long the provider asks to wait, in whole milliseconds, at most a day: `retry-after-ms`, else
+ * `retry-after`, else `x-ratelimit-reset-requests` and `-tokens`; undefined if it does not say.
+ */
+export function readRetryAfterMs(headers: Headers, now: Date): number | undefined {
+  const inMs = headers.get("retry-after-ms")?.trim() ?? "";
+  const delay =
+    (/^\d+(\.\d+)?$/.test(inMs) ? Number(inMs) : undefined) ??
+    parseRetryAfterMs(headers.get("retry-after")?.trim() ?? "", now) ??
+    parseResetMs(headers);
+  return delay === undefined ? undefined : Math.min(Math.ceil(delay), maxRetryAfterMs);
+}

@@ -1,0 +1,303 @@
+import { eventBody, lifecycleEvent } from "../turn/events.ts";
+import { Refusal } from "../turn/failures.ts";
+import { newId } from "../turn/ids.ts";
+import { isFunctionCall, isFunctionCallOutput } from "../turn/items.ts";
+import { maxQueuedTurns } from "../turn/limits.ts";
+import type { TurnLimits } from "../turn/limits.ts";
+import type { TurnRequest } from "../turn/request.ts";
+import { responseObject } from "../turn/response.ts";
+import { isTerminal } from "../turn/turn.ts";
+import type { Turn } from "../turn/turn.ts";
+import { one } from "./database.ts";
+import type { Database, Queryable } from "./database.ts";
+import { turnColumns, turnFromRow } from "./turns.ts";
+import type { TurnRow } from "./turns.ts";
+
+/** What to do with a turn whose conversation another turn holds. */
+export type BusyMode = "reject" | "queue";
+
+export interface Admission {
+  turnId: string;
+  project: string;
+  agent: string;
+  agentVersion: string;
+  model: string;
+  request: TurnRequest;
+  /** Hash of what the caller sent, to tell a repetition from another request [4]. */
+  requestHash: Buffer;
+  idempotencyKey: string | null;
+  apiKeyId: string | null;
+  limits: TurnLimits;
+  whenBusy: BusyMode;
+}
+
+export interface Admitted {
+  turn: Turn;
+  /** False when the same request had been admitted before. */
+  isNew: boolean;
+}
+
+interface Place {
+  conversationId: string;
+  holder: string | null;
+  pendingCalls: string[];
+}
+
+interface LockedConversation {
+  holder_turn_id: string | null;
+  head_turn_id: string | null;
+  pending_calls: string;
+}
+
+async function findRepetition(queryable: Queryable, admission: Admission): Promise<Turn | null> {
+  if (admission.idempotencyKey === null) return null;
+  const [row] = await queryable.query<TurnRow & { same: boolean }>(
+    `SELECT ${turnColumns}, request_hash = $3 AS same
+     FROM turns WHERE project_id = $1 AND idempotency_key = $2`,
+    [admission.project, admission.idempotencyKey, admission.requestHash],
+  );
+  if (row === undefined) return null;
+  if (!row.same) {
+    throw new Refusal(
+      "idempotency_key_reused",
+      "This idempotency key was used with another request; use a new key for a new request.",
+      "Idempotency-Key",
+    );
+  }
+  return turnFromRow(row);
+}
+
+async function lockConversation(
+  tx: Queryable,
+  project: string,
+  conversationId: string,
+): Promise<LockedConversation | undefined> {
+  const [row] = await tx.query<LockedConversation>(
+    `SELECT holder_turn_id, head_turn_id, pending_calls FROM conversations
+     WHERE id = $1 AND project_id = $2 AND deleted_at IS NULL FOR UPDATE`,
+    [conversationId, project],
+  );
+  return row;
+}
+
+function placeIn(conversationId: string, locked: LockedConversation): Place {
+  return {
+    conversationId,
+    holder: locked.holder_turn_id,
+    pendingCalls: JSON.parse(locked.pending_calls) as string[],
+  };
+}
+
+async function placeInNamed(tx: Queryable, project: string, id: string): Promise<Place> {
+  const locked = await lockConversation(tx, project, id);
+  if (locked === undefined) {
+    throw new Refusal("conversation_not_found", `Conversation '${id}' not found.`, "conversation");
+  }
+  return placeIn(id, locked);
+}
+
+async function placeInNew(tx: Queryable, project: string): Promise<Place> {
+  const id = newId("conversation");
+  await tx.query("INSERT INTO conversations (id, project_id) VALUES ($1, $2)", [id, project]);
+  return { conversationId: id, holder: null, pendingCalls: [] };
+}
+
+interface PreviousTurn {
+  status: Turn["status"];
+  conversation_id: string;
+  end_position: number | null;
+  pending_calls: string;
+}
+
+async function readPrevious(
+  tx: Queryable,
+  project: string,
+  turnId: string,
+): Promise<PreviousTurn> {
+  const [row] = await tx.query<PreviousTurn>(
+    `SELECT status, conversation_id, end_position, pending_calls FROM turns
+     WHERE id = $1 AND project_id = $2 AND hidden_at IS NULL`,
+    [turnId, project],
+  );
+  if (row !== undefined) return row;
+  throw new Refusal(
+    "previous_response_not_found",
+    `Previous response with id '${turnId}' not found.`,
+    "previous_response_id",
+  );
+}
+
+/** A turn after the head continues its conversation; after any other one it gets a fork. */
+async function placeAfter(tx: Queryable, project: string, previousId: string): Promise<Place> {
+  const { conversation_id: conversationId } = await readPrevious(tx, project, previousId);
+  const locked = await lockConversation(tx, project, conversationId);
+  // Read again under the lock: the previous turn may have ended meanwhile.
+  const previous = await readPrevious(tx, project, previousId);
+  if (!isTerminal(previous.status)) throw busy(previousId);
+  if (locked === undefined || previous.end_position === null) {
+    throw new Refusal(
+      "previous_response_unusable",
+      `The response '${previousId}' failed, never ran or was deleted, so nothing can follow it.`,
+      "previous_response_id",
+    );
+  }
+  if (locked.head_turn_id === previousId) {
+    if (locked.holder_turn_id !== null) throw busy(locked.holder_turn_id);
+    return placeIn(conversationId, locked);
+  }
+  const fork = newId("conversation");
+  await tx.query(
+    `INSERT INTO conversations
+       (id, project_id, base_conversation_id, base_position, next_position, pending_calls)
+     VALUES ($1, $2, $3, $4, $4, $5)`,
+    [fork, project, conversationId, previous.end_position, previous.pending_calls],
+  );
+  return {
+    conversationId: fork,
+    holder: null,
+    pendingCalls: JSON.parse(previous.pending_calls) as string[],
+  };
+}
+
+function busy(holder: string): Refusal {
+  return new Refusal(
+    "conversation_busy",
+    `Another response is running in this conversation: ${holder}. Wait for its end, cancel it, or ask to be queued.`,
+    "conversation",
+  );
+}
+
+/**
+ * All calls that the conversation waits for are answered, and no other [9].
+ *
+ * @throws Refusal `unanswered_calls` or `unknown_call`.
+ */
+export function checkAnswers(pendingCalls: readonly string[], request: TurnRequest): void {
+  const asked = new Set([
+    ...pendingCalls,
+    ...request.input.filter(isFunctionCall).map((item) => item.call_id),
+  ]);
+  const answers = request.input.filter(isFunctionCallOutput).map((item) => item.call_id);
+  const unknown = answers.find((callId) => !asked.has(callId));
+  if (unknown !== undefined) {
+    throw new Refusal(
+      "unknown_call",
+      `No tool call found for function call output with call_id ${unknown}.`,
+      "input",
+    );
+  }
+  const missing = [...asked].filter((callId) => !answers.includes(callId));
+  if (missing.length > 0) {
+    throw new Refusal(
+      "unanswered_calls",
+      `No tool output found for function call ${missing.join(", ")}. Answer all calls in one request.`,
+      "input",
+    );
+  }
+}
+
+async function checkQueue(tx: Queryable, place: Place, admission: Admission): Promise<void> {
+  if (admission.whenBusy === "reject") throw busy(place.holder ?? "");
+  const { waiting } = await one(
+    tx.query<{ waiting: number }>(
+      "SELECT count(*) AS waiting FROM turns WHERE conversation_id = $1 AND status = 'queued'",
+      [place.conversationId],
+    ),
+  );
+  if (waiting >= maxQueuedTurns) {
+    const problem = `${maxQueuedTurns} turns already wait for this conversation; try again later.`;
+    throw new Refusal("queue_full", problem, "conversation");
+  }
+}
+
+async function insertTurn(
+  tx: Queryable,
+  admission: Admission,
+  place: Place,
+): Promise<Turn | undefined> {
+  const status = place.holder === null ? "admitted" : "queued";
+  const [row] = await tx.query<TurnRow>(
+    `INSERT INTO turns (id, project_id, conversation_id, status, agent, agent_version, model,
+       previous_turn_id, request, request_hash, idempotency_key, api_key_id, limits, deadline_at)
+     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13,
+       now() + make_interval(secs => $14::float8 / 1000))
+     ON CONFLICT (project_id, idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
+     RETURNING ${turnColumns}`,
+    [
+      admission.turnId,
+      admission.project,
+      place.conversationId,
+      status,
+      admission.agent,
+      admission.agentVersion,
+      admission.model,
+      admission.request.previousTurnId,
+      JSON.stringify(admission.request),
+      admission.requestHash,
+      admission.idempotencyKey,
+      admission.apiKeyId,
+      JSON.stringify(admission.limits),
+      admission.limits.maxTurnMs,
+    ],
+  );
+  return row === undefined ? undefined : turnFromRow(row);
+}
+
+/** The stream's first events, its head, and the conversation's lock where it is free. */
+async function openStream(tx: Queryable, turn: Turn): Promise<void> {
+  const created = { type: "response.created", response: responseObject(turn) };
+  const events = turn.status === "queued" ? [created, lifecycleEvent(responseObject(turn))] : [created];
+  await tx.query(
+    `WITH head AS (
+       INSERT INTO turn_heads (turn_id, admitted_on, next_sequence_number)
+       VALUES ($1, $2, cardinality($3::text[]))
+     ), lock AS (
+       UPDATE conversations SET holder_turn_id = $1 WHERE id = $4 AND $5
+     )
+     INSERT INTO turn_events (admitted_on, turn_id, sequence_number, body)
+     SELECT $2, $1, number - 1, body FROM unnest($3::text[]) WITH ORDINALITY AS event (body, number)`,
+    [turn.id, turn.admittedOn, events.map(eventBody), turn.conversationId, turn.status === "admitted"],
+  );
+}
+
+async function findPlace(tx: Queryable, admission: Admission): Promise<Place> {
+  const { conversation, previousTurnId } = admission.request;
+  if (conversation !== null) return placeInNamed(tx, admission.project, conversation);
+  if (previousTurnId !== null) return placeAfter(tx, admission.project, previousTurnId);
+  return placeInNew(tx, admission.project);
+}
+
+/** A lost race for an idempotency key: undo what this transaction did and read the winner. */
+class LostRace extends Error {}
+
+/**
+ * Puts a turn on record [1]: the turn, its staged input, its place in the queue and the
+ * conversation's lock if it is free [2], in one transaction.
+ *
+ * @throws Refusal `conversation_busy`, `queue_full`, `conversation_not_found`,
+ *   `previous_response_not_found`, `previous_response_unusable`, `unanswered_calls`, `unknown_call`
+ *   or `idempotency_key_reused`.
+ */
+export async function admitTurn(database: Database, admission: Admission): Promise<Admitted> {
+  try {
+    return await database.transaction(async (tx) => {
+      const before = await findRepetition(tx, admission);
+      if (before !== null) return { turn: before, isNew: false };
+      const place = await findPlace(tx, admission);
+      // Again under the conversation's lock: the same request may have come twice at once.
+      const twin = place.holder === null ? null : await findRepetition(tx, admission);
+      if (twin !== null) return { turn: twin, isNew: false };
+      if (place.holder === null) checkAnswers(place.pendingCalls, admission.request);
+      else await checkQueue(tx, place, admission);
+      const turn = await insertTurn(tx, admission, place);
+      if (turn === undefined) throw new LostRace();
+      await openStream(tx, turn);
+      return { turn, isNew: true };
+    });
+  } catch (error) {
+    if (!(error instanceof LostRace)) throw error;
+    const winner = await findRepetition(database, admission);
+    if (winner === null) throw error;
+    return { turn: winner, isNew: false };
+  }
+}

@@ -1,0 +1,35 @@
+import type { Agent } from "../turn/agent.ts";
+import type { Queryable } from "./database.ts";
+
+/** Registers agents; the newest registration of a name is the one that new turns run on. */
+export async function registerAgents(queryable: Queryable, agents: readonly Agent[]): Promise<void> {
+  for (const agent of agents) {
+    await queryable.query(
+      `INSERT INTO agents (name, version, definition) VALUES ($1, $2, $3)
+       ON CONFLICT (name, version) DO UPDATE SET registered_at = clock_timestamp()`,
+      [agent.name, agent.version, JSON.stringify(agent)],
+    );
+  }
+}
+
+/** The current version of every registered agent. */
+export async function listAgents(queryable: Queryable): Promise<Agent[]> {
+  const rows = await queryable.query<{ definition: string }>(
+    `SELECT DISTINCT ON (name) definition FROM agents ORDER BY name, registered_at DESC`,
+    [],
+  );
+  return rows.map((row) => JSON.parse(row.definition) as Agent);
+}
+
+/** One version of an agent; versions never change, so the answer may be kept. */
+export async function readAgentVersion(
+  queryable: Queryable,
+  name: string,
+  version: string,
+): Promise<Agent | null> {
+  const [row] = await queryable.query<{ definition: string }>(
+    "SELECT definition FROM agents WHERE name = $1 AND version = $2",
+    [name, version],
+  );
+  return row === undefined ? null : (JSON.parse(row.definition) as Agent);
+}

@@ -1,0 +1,204 @@
+import pg from "pg";
+import { StoreUnavailable } from "./database.ts";
+import type { Channel, Database, Queryable, Subscription } from "./database.ts";
+
+export interface PostgresSettings {
+  url: string;
+  /** Connections of the pool; one more is used to notify and one to listen. */
+  maxConnections: number;
+  connectTimeoutMs: number;
+  statementTimeoutMs: number;
+  idleTransactionTimeoutMs: number;
+}
+
+export const defaultPostgresSettings: Omit<PostgresSettings, "url"> = {
+  maxConnections: 20,
+  connectTimeoutMs: 5_000,
+  statementTimeoutMs: 15_000,
+  idleTransactionTimeoutMs: 2_000,
+};
+
+const listenRetryMs = 500;
+
+const types = {
+  getTypeParser(oid: number, format?: "text" | "binary"): (text: string) => unknown {
+    if (oid === pg.types.builtins.INT8) return Number;
+    if (oid === pg.types.builtins.DATE) return String;
+    return pg.types.getTypeParser(oid, format as "text") as (text: string) => unknown;
+  },
+};
+
+/**
+ * SQLSTATE classes and codes that say nothing about the statement: 08 connection, 53 resources,
+ * 57P server shutdown, 40 serialization and deadlock, 25P03 idle transaction ended
+ * (PostgreSQL manual, appendix A).
+ */
+const passingStates = /^(08|53|57P|40|25P03|57014)/;
+
+function translate(error: unknown): unknown {
+  if (!(error instanceof Error)) return error;
+  const state = (error as { code?: unknown }).code;
+  const isAnswerOfServer = error instanceof pg.DatabaseError;
+  if (isAnswerOfServer && !(typeof state === "string" && passingStates.test(state))) return error;
+  return new StoreUnavailable(error);
+}
+
+/**
+ * Statements are prepared once per connection under a name made from their text; the texts are
+ * constants of this code base, so their number is bounded.
+ */
+const statementNames = new Map<string, string>();
+
+function statementName(sql: string): string {
+  let name = statementNames.get(sql);
+  if (name === undefined) {
+    name = `tk${statementNames.size}`;
+    statementNames.set(sql, name);
+  }
+  return name;
+}
+
+async function run<Row>(
+  target: pg.Pool | pg.ClientBase,
+  sql: string,
+  parameters?: readonly unknown[],
+): Promise<Row[]> {
+  try {
+    const query =
+      parameters === undefined
+        ? { text: sql, types }
+        : { name: statementName(sql), text: sql, values: [...parameters], types };
+    const result = await target.query<Row & pg.QueryResultRow>(query);
+    return result.rows;
+  } catch (error) {
+    throw translate(error);
+  }
+}
+
+class PostgresDatabase implements Database {
+  readonly kind = "postgres";
+  readonly #settings: PostgresSettings;
+  readonly #pool: pg.Pool;
+  readonly #notifier: pg.Pool;
+
+  constructor(settings: PostgresSettings) {
+    this.#settings = settings;
+    const shared = {
+      connectionString: settings.url,
+      connectionTimeoutMillis: settings.connectTimeoutMs,
+      keepAlive: true,
+      application_name: "turnkeeper",
+    };
+    this.#pool = new pg.Pool({
+      ...shared,
+      max: settings.maxConnections,
+      statement_timeout: settings.statementTimeoutMs,
+      idle_in_transaction_session_timeout: settings.idleTransactionTimeoutMs,
+    });
+    this.#notifier = new pg.Pool({ ...shared, max: 1, options: "-c synchronous_commit=off" });
+    // An idle connection that breaks is replaced by the pool; without a handler it ends the process.
+    this.#pool.on("error", () => {});
+    this.#notifier.on("error", () => {});
+  }
+
+  query<Row>(sql: string, parameters?: readonly unknown[]): Promise<Row[]> {
+    return run<Row>(this.#pool, sql, parameters);
+  }
+
+  async transaction<Result>(work: (tx: Queryable) => Promise<Result>): Promise<Result> {
+    const client = await this.#pool.connect().catch((error: unknown) => {
+      throw translate(error);
+    });
+    // A checked-out connection that breaks between two statements emits an error of its own.
+    const ignore = () => {};
+    client.on("error", ignore);
+    let broken: Error | undefined;
+    try {
+      await run(client, "BEGIN");
+      const result = await work({ query: (sql, parameters) => run(client, sql, parameters) });
+      await run(client, "COMMIT");
+      return result;
+    } catch (error) {
+      if (error instanceof StoreUnavailable) broken = error;
+      else await run(client, "ROLLBACK").catch((failure: Error) => (broken = failure));
+      throw error;
+    } finally {
+      client.off("error", ignore);
+      client.release(broken);
+    }
+  }
+
+  async notify(channel: Channel, payload: string): Promise<void> {
+    await run(this.#notifier, "SELECT pg_notify($1, $2)", [channel, payload]);
+  }
+
+  async listen(channel: Channel, onMessage: (payload: string) => void): Promise<Subscription> {
+    const listener = new Listener(this.#settings, channel, onMessage);
+    await listener.connect();
+    return listener;
+  }
+
+  async close(): Promise<void> {
+    await Promise.all([this.#pool.end(), this.#notifier.end()]);
+  }
+}
+
+class Listener implements Subscription {
+  readonly #settings: PostgresSettings;
+  readonly #channel: Channel;
+  readonly #onMessage: (payload: string) => void;
+  #client: pg.Client | undefined;
+  #closed = false;
+
+  constructor(settings: PostgresSettings, channel: Channel, onMessage: (payload: string) => void) {
+    this.#settings = settings;
+    this.#channel = channel;
+    this.#onMessage = onMessage;
+  }
+
+  async connect(): Promise<void> {
+    const client = new pg.Client({
+      connectionString: this.#settings.url,
+      connectionTimeoutMillis: this.#settings.connectTimeoutMs,
+      keepAlive: true,
+      application_name: "turnkeeper-listener",
+    });
+    client.on("notification", (message) => this.#onMessage(message.payload ?? ""));
+    client.on("error", () => void client.end().catch(() => {}));
+    client.on("end", () => this.#reconnect());
+    try {
+      await client.connect();
+      await client.query(`LISTEN ${this.#channel}`);
+      this.#client = client;
+      if (this.#closed) await this.close();
+    } catch (error) {
+      client.removeAllListeners("end");
+      await client.end().catch(() => {});
+      throw translate(error);
+    }
+  }
+
+  #reconnect(): void {
+    if (this.#closed) return;
+    const timer = setTimeout(() => {
+      if (this.#closed) return;
+      this.connect().then(
+        () => this.#onMessage(""),
+        () => this.#reconnect(),
+      );
+    }, listenRetryMs);
+    timer.unref();
+  }
+
+  async close(): Promise<void> {
+    this.#closed = true;
+    await this.#client?.end().catch(() => {});
+  }
+}
+
+/** Opens a pool on a PostgreSQL server. Connects lazily. */
+export function openPostgres(
+  settings: Partial<PostgresSettings> & Pick<PostgresSettings, "url">,
+): Database {
+  return new PostgresDatabase({ ...defaultPostgresSettings, ...settings });
+}

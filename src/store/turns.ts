@@ -1,0 +1,160 @@
+import type { Failure } from "../turn/failures.ts";
+import type { TurnLimits } from "../turn/limits.ts";
+import type { TurnRequest } from "../turn/request.ts";
+import type { Turn, TurnStatus, Usage } from "../turn/turn.ts";
+import type { Queryable } from "./database.ts";
+
+/** The columns of `turns` that make a {@link Turn}, for a table or alias called `turns`. */
+export const turnColumns = `
+  turns.id, turns.project_id, turns.conversation_id, turns.status, turns.admitted_on, turns.agent,
+  turns.agent_version, turns.model, turns.request, turns.limits, turns.deadline_at, turns.run_id,
+  turns.cancel_requested_at, turns.output, turns.usage, turns.failure, turns.incomplete_reason,
+  turns.created_at, turns.started_at, turns.ended_at`;
+
+export interface TurnRow {
+  id: string;
+  project_id: string;
+  conversation_id: string;
+  status: TurnStatus;
+  admitted_on: string;
+  agent: string;
+  agent_version: string;
+  model: string;
+  request: string;
+  limits: string;
+  deadline_at: Date;
+  run_id: string | null;
+  cancel_requested_at: Date | null;
+  output: string | null;
+  usage: string | null;
+  failure: string | null;
+  incomplete_reason: string | null;
+  created_at: Date;
+  started_at: Date | null;
+  ended_at: Date | null;
+}
+
+function parse<Value>(json: string | null): Value | null {
+  return json === null ? null : (JSON.parse(json) as Value);
+}
+
+export function turnFromRow(row: TurnRow): Turn {
+  return {
+    id: row.id,
+    project: row.project_id,
+    conversationId: row.conversation_id,
+    status: row.status,
+    admittedOn: row.admitted_on,
+    agent: row.agent,
+    agentVersion: row.agent_version,
+    model: row.model,
+    request: JSON.parse(row.request) as TurnRequest,
+    limits: JSON.parse(row.limits) as TurnLimits,
+    deadlineAt: row.deadline_at,
+    runId: row.run_id,
+    cancelRequestedAt: row.cancel_requested_at,
+    output: parse<unknown[]>(row.output),
+    usage: parse<Usage>(row.usage),
+    failure: parse<Failure>(row.failure),
+    incompleteReason: row.incomplete_reason,
+    createdAt: row.created_at,
+    startedAt: row.started_at,
+    endedAt: row.ended_at,
+  };
+}
+
+/** The turn of that id in that project, hidden or not; `null` where there is none. */
+export async function readTurn(
+  queryable: Queryable,
+  project: string,
+  turnId: string,
+): Promise<Turn | null> {
+  const [row] = await queryable.query<TurnRow>(
+    `SELECT ${turnColumns} FROM turns WHERE id = $1 AND project_id = $2`,
+    [turnId, project],
+  );
+  return row === undefined ? null : turnFromRow(row);
+}
+
+/** Like {@link readTurn}, without turns that were deleted over HTTP. */
+export async function readVisibleTurn(
+  queryable: Queryable,
+  project: string,
+  turnId: string,
+): Promise<Turn | null> {
+  const [row] = await queryable.query<TurnRow>(
+    `SELECT ${turnColumns} FROM turns WHERE id = $1 AND project_id = $2 AND hidden_at IS NULL`,
+    [turnId, project],
+  );
+  return row === undefined ? null : turnFromRow(row);
+}
+
+/**
+ * The turn of that id in whichever project, for the turn's own workflow: who may start workflows is
+ * trusted with every project [14].
+ */
+export async function readTurnOfWorkflow(
+  queryable: Queryable,
+  turnId: string,
+): Promise<Turn | null> {
+  const [row] = await queryable.query<TurnRow>(`SELECT ${turnColumns} FROM turns WHERE id = $1`, [
+    turnId,
+  ]);
+  return row === undefined ? null : turnFromRow(row);
+}
+
+/** Hides a turn from the HTTP surface; its items stay. Returns whether there was one to hide. */
+export async function hideTurn(
+  queryable: Queryable,
+  project: string,
+  turnId: string,
+): Promise<boolean> {
+  const rows = await queryable.query(
+    `UPDATE turns SET hidden_at = now()
+     WHERE id = $1 AND project_id = $2 AND hidden_at IS NULL RETURNING id`,
+    [turnId, project],
+  );
+  return rows.length > 0;
+}
+
+export interface TurnFilter {
+  status?: TurnStatus | undefined;
+  conversationId?: string | undefined;
+  agent?: string | undefined;
+  createdAfter?: Date | undefined;
+  createdBefore?: Date | undefined;
+  /** Turn id of the last turn of the page before. */
+  after?: string | undefined;
+  limit: number;
+}
+
+/** Turns of a project, newest first. */
+export async function listTurns(
+  queryable: Queryable,
+  project: string,
+  filter: TurnFilter,
+): Promise<Turn[]> {
+  const rows = await queryable.query<TurnRow>(
+    `SELECT ${turnColumns} FROM turns
+     WHERE project_id = $1
+       AND ($2::text IS NULL OR status = $2)
+       AND ($3::text IS NULL OR conversation_id = $3)
+       AND ($4::text IS NULL OR agent = $4)
+       AND ($5::timestamptz IS NULL OR created_at >= $5)
+       AND ($6::timestamptz IS NULL OR created_at < $6)
+       AND ($7::text IS NULL OR (created_at, id) <
+         (SELECT created_at, id FROM turns cursor WHERE cursor.id = $7 AND cursor.project_id = $1))
+     ORDER BY created_at DESC, id DESC LIMIT $8`,
+    [
+      project,
+      filter.status ?? null,
+      filter.conversationId ?? null,
+      filter.agent ?? null,
+      filter.createdAfter ?? null,
+      filter.createdBefore ?? null,
+      filter.after ?? null,
+      filter.limit,
+    ],
+  );
+  return rows.map(turnFromRow);
+}

@@ -1,0 +1,20 @@
+/** The workflow type, as it reads in the Temporal UI and in other languages' SDKs. */
+export const turnWorkflowType = "conversationTurn";
+
+/** The signal to a turn that was started directly and waits for its conversation. */
+export const grantedSignalName = "granted";
+
+/** All of type Keyword. Set at the start and at the end of a turn, where the namespace knows them. */
+export const searchAttributeNames = [
+  "TurnkeeperProject",
+  "TurnkeeperConversation",
+  "TurnkeeperAgent",
+  "TurnkeeperModel",
+  "TurnkeeperStatus",
+  "TurnkeeperUser",
+] as const;
+
+export type SearchAttributeName = (typeof searchAttributeNames)[number];
+
+/** The task queue of turns and model calls. */
+export const defaultTaskQueue = "turnkeeper";

@@ -1,0 +1,35 @@
+/**
+ * The limits of one turn [13], fixed when it is admitted. An agent may lower or raise them.
+ */
+export interface TurnLimits {
+  /** Model calls and tool calls together, retries not counted. */
+  maxSteps: number;
+  /** Attempts of one step, the first included. */
+  maxAttemptsPerStep: number;
+  /** From admission to the end, waiting in a queue included. */
+  maxTurnMs: number;
+  /** Silence of the model's stream before the call is given up. */
+  idleTimeoutMs: number;
+  /** Bytes of JSON of everything the model may write in one turn. */
+  maxOutputBytes: number;
+  /** Bytes of one tool's result that are handed to the model; the rest is cut, and said so. */
+  maxToolResultBytes: number;
+  /** Function calls that one answer of the model may ask for. */
+  maxCallsPerStep: number;
+}
+
+export const defaultTurnLimits: TurnLimits = {
+  maxSteps: 64,
+  maxAttemptsPerStep: 6,
+  maxTurnMs: 30 * 60_000,
+  idleTimeoutMs: 120_000,
+  maxOutputBytes: 4 * 1024 * 1024,
+  maxToolResultBytes: 256 * 1024,
+  maxCallsPerStep: 32,
+};
+
+/** Turns that may wait for one conversation, the running one not counted. */
+export const maxQueuedTurns = 100;
+
+/** Depth of nesting that a JSON body may have; the Responses API's own types need fewer than 20. */
+export const maxJsonDepth = 64;

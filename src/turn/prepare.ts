@@ -1,0 +1,65 @@
+import { defaultAgentName } from "./agent.ts";
+import type { Agent } from "./agent.ts";
+import { contentHash } from "./canonical.ts";
+import { Refusal } from "./failures.ts";
+import { defaultTurnLimits } from "./limits.ts";
+import type { TurnLimits } from "./limits.ts";
+import { checkRequest } from "./request.ts";
+import type { ResponseRequest, TurnRequest } from "./request.ts";
+
+/** A request that has been checked and has found its agent: ready to be put on record. */
+export interface PreparedTurn {
+  agent: string;
+  agentVersion: string;
+  /** The provider's model. */
+  model: string;
+  request: TurnRequest;
+  requestHash: Buffer;
+  limits: TurnLimits;
+}
+
+/** `model` names an agent, or a provider's model that the default agent is to use. */
+function findAgent(agents: readonly Agent[], name: string | null | undefined): [Agent, string] {
+  const named = agents.find((agent) => agent.name === (name ?? defaultAgentName));
+  if (named !== undefined) return [named, named.model];
+  const fallback = agents.find((agent) => agent.name === defaultAgentName);
+  if (fallback !== undefined && name) return [fallback, name];
+  throw new Refusal(
+    "unknown_agent",
+    `No agent '${name ?? defaultAgentName}' is registered, and no default agent that could use it as a model. Start a worker that defines it.`,
+    "model",
+  );
+}
+
+function refuseNameConflicts(request: TurnRequest, agent: Agent): void {
+  const names = request.tools.map((tool) => (tool as { name?: unknown }).name);
+  const conflict = names.find((name) => agent.tools.includes(name as string));
+  if (conflict === undefined) return;
+  throw new Refusal(
+    "tool_name_conflict",
+    `The agent '${agent.name}' has a tool of its own called '${String(conflict)}'; rename yours.`,
+    "tools",
+  );
+}
+
+/**
+ * Checks a request and finds its agent among the registered ones.
+ *
+ * @throws Refusal naming the field that is wrong, `unknown_agent` or `tool_name_conflict`.
+ */
+export function prepareTurn(body: ResponseRequest, agents: readonly Agent[]): PreparedTurn {
+  if (body.model !== undefined && body.model !== null && typeof body.model !== "string") {
+    throw new Refusal("invalid_value", "'model' must be a string.", "model");
+  }
+  const [agent, model] = findAgent(agents, body.model);
+  const request = checkRequest(body);
+  refuseNameConflicts(request, agent);
+  return {
+    agent: agent.name,
+    agentVersion: agent.version,
+    model,
+    request,
+    requestHash: contentHash({ ...body, stream: undefined, stream_options: undefined }),
+    limits: { ...defaultTurnLimits, ...agent.limits },
+  };
+}

@@ -1,0 +1,65 @@
+import type { Failure } from "./failures.ts";
+import type { TurnLimits } from "./limits.ts";
+import type { TurnRequest } from "./request.ts";
+
+/**
+ * `queued`: waits for its conversation. `admitted`: holds it, not yet claimed by a worker.
+ * `running`: claimed. The other four are terminal and never change again [1].
+ */
+export type TurnStatus =
+  | "queued"
+  | "admitted"
+  | "running"
+  | "completed"
+  | "incomplete"
+  | "failed"
+  | "cancelled";
+
+export type TerminalStatus = "completed" | "incomplete" | "failed" | "cancelled";
+
+const terminal: ReadonlySet<TurnStatus> = new Set([
+  "completed",
+  "incomplete",
+  "failed",
+  "cancelled",
+]);
+
+export function isTerminal(status: TurnStatus): status is TerminalStatus {
+  return terminal.has(status);
+}
+
+/** Tokens of a turn, all its counted model calls added up, in the words of the Responses API. */
+export interface Usage {
+  input_tokens: number;
+  input_tokens_details: { cached_tokens: number };
+  output_tokens: number;
+  output_tokens_details: { reasoning_tokens: number };
+  total_tokens: number;
+}
+
+/** A turn as it is on record. */
+export interface Turn {
+  id: string;
+  project: string;
+  conversationId: string;
+  status: TurnStatus;
+  /** `YYYY-MM-DD` in UTC; names the partition of the turn's events. */
+  admittedOn: string;
+  agent: string;
+  agentVersion: string;
+  /** The provider's model. */
+  model: string;
+  request: TurnRequest;
+  limits: TurnLimits;
+  deadlineAt: Date;
+  runId: string | null;
+  cancelRequestedAt: Date | null;
+  /** Response output items; set when the turn ends. */
+  output: unknown[] | null;
+  usage: Usage | null;
+  failure: Failure | null;
+  incompleteReason: string | null;
+  createdAt: Date;
+  startedAt: Date | null;
+  endedAt: Date | null;
+}

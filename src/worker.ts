@@ -1,0 +1,135 @@
+import { fileURLToPath } from "node:url";
+import { Worker } from "@temporalio/worker";
+import type { NativeConnection, WorkerOptions } from "@temporalio/worker";
+import type { Client } from "@temporalio/client";
+import type { Logger } from "pino";
+import { createAgentReader } from "./activities/agentReader.ts";
+import { createTurnActivities } from "./activities/index.ts";
+import type { Parts } from "./activities/parts.ts";
+import { RunningTurns } from "./activities/runningTurns.ts";
+import { createEngine, findSearchAttributes } from "./engine.ts";
+import type { Engine } from "./engine.ts";
+import { createGrants } from "./grants.ts";
+import type { EventHub } from "./events/hub.ts";
+import { EventWriter } from "./events/writer.ts";
+import { Janitor } from "./janitor.ts";
+import type { JanitorSettings } from "./janitor.ts";
+import type { ModelEndpoint } from "./responses/call.ts";
+import { registerAgents } from "./store/agents.ts";
+import type { Database } from "./store/database.ts";
+import type { Tool } from "./tools/defineTool.ts";
+import { createToolRegistry } from "./tools/registry.ts";
+import type { Agent } from "./turn/agent.ts";
+
+export interface TurnWorkerOptions {
+  connection: NativeConnection;
+  client: Client;
+  taskQueue: string;
+  database: Database;
+  endpoint: ModelEndpoint;
+  agents: readonly Agent[];
+  tools: readonly Tool[];
+  log: Logger;
+  /** A hub in this process gets events as soon as they are committed. */
+  hub?: EventHub;
+  /** Path of a prebuilt workflow bundle; without it the workflows are bundled at start (1.5 s). */
+  workflowBundle?: string | null;
+  /** Model calls and tool calls that run here at a time. */
+  maxModelSteps: number;
+  /** Running calls have this long to end after a shutdown began; then others take them over. */
+  shutdownGraceMs: number;
+  janitor?: Partial<JanitorSettings>;
+}
+
+export interface TurnWorker {
+  readonly engine: Engine;
+  /** Resolves when the worker has stopped; rejects when it broke. */
+  run(): Promise<void>;
+  /** Stops taking work and lets running calls end, within `shutdownGraceMs`. */
+  shutdown(): void;
+}
+
+/** Temporal caches this many workflows; each costs some 100 KB. */
+const maxCachedWorkflows = 500;
+/** Cancels travel back on heartbeats, at least this often. */
+const maxHeartbeatThrottleIntervalMs = 1_000;
+/** A dead worker's workflow tasks are taken over after this long; Temporal's default is 10 s. */
+const stickyTimeoutMs = 1_000;
+
+function workflowSource(bundle: string | null | undefined): Partial<WorkerOptions> {
+  if (bundle) return { workflowBundle: { codePath: bundle } };
+  return { workflowsPath: fileURLToPath(new URL("./workflows/index.ts", import.meta.url)) };
+}
+
+/**
+ * Makes a worker that runs turns: registers the agents, binds the activities to their real parts and
+ * starts the janitor.
+ *
+ * @throws InvalidTool when a tool's name or schema is wrong, or an agent names a tool that is missing.
+ */
+export async function createWorker(options: TurnWorkerOptions): Promise<TurnWorker> {
+  const { database, client, log } = options;
+  const tools = createToolRegistry(options.tools);
+  for (const agent of options.agents) tools.only(agent.tools);
+  await registerAgents(database, options.agents);
+  const engine = createEngine({
+    client,
+    taskQueue: options.taskQueue,
+    eagerStart: true,
+    searchAttributes: await findSearchAttributes(client),
+  });
+  const announce = createAnnouncer(database, options.hub);
+  const startGranted = createGrants(database, engine, log);
+  const runningTurns = await RunningTurns.open(database);
+  const writer = new EventWriter(database, (turnId, events) => options.hub?.publish(turnId, events));
+  const currentRun: Parts["currentRun"] = async (turnId) =>
+    (await engine.currentRun(turnId))?.runId ?? null;
+  const worker = await Worker.create({
+    connection: options.connection,
+    namespace: client.options.namespace,
+    taskQueue: options.taskQueue,
+    ...workflowSource(options.workflowBundle),
+    activities: createTurnActivities({
+      database,
+      writer,
+      endpoint: options.endpoint,
+      tools,
+      agents: createAgentReader(database),
+      runningTurns,
+      currentRun,
+      startGranted,
+      announce,
+      log,
+    }),
+    maxConcurrentActivityTaskExecutions: options.maxModelSteps,
+    maxCachedWorkflows,
+    maxHeartbeatThrottleInterval: maxHeartbeatThrottleIntervalMs,
+    stickyQueueScheduleToStartTimeout: stickyTimeoutMs,
+    shutdownGraceTime: options.shutdownGraceMs,
+  });
+  const janitorParts = { database, engine, announce, startGranted, log };
+  const janitor = new Janitor(janitorParts, options.janitor);
+  return {
+    engine,
+    async run() {
+      janitor.start();
+      try {
+        await worker.run();
+      } finally {
+        await janitor.close();
+        await runningTurns.close();
+      }
+    },
+    shutdown() {
+      if (worker.getState() === "RUNNING") worker.shutdown();
+    },
+  };
+}
+
+/** Wakes the subscribers of this process at once and those of others by notification. */
+function createAnnouncer(database: Database, hub: EventHub | undefined): () => void {
+  return () => {
+    hub?.wake();
+    void database.notify("turnkeeper_events", "").catch(() => {});
+  };
+}

@@ -1,0 +1,149 @@
+import {
+  CancellationScope,
+  condition,
+  continueAsNew,
+  defineSignal,
+  setCurrentDetails,
+  setHandler,
+  upsertSearchAttributes,
+  workflowInfo,
+} from "@temporalio/workflow";
+import { defineSearchAttributeKey, SearchAttributeType } from "@temporalio/common";
+import { grantedSignalName } from "../turn/engineNames.ts";
+import type { DirectStart } from "../turn/directStart.ts";
+import type { TerminalStatus } from "../turn/turn.ts";
+import type { StepVerdict } from "../turn/verdict.ts";
+import * as activities from "./activityOptions.ts";
+
+/** Where a turn that continued as new goes on. */
+export interface ContinuedTurn {
+  step: number;
+}
+
+/** What a turn's workflow returns: all the rest is on record under its workflow id. */
+export interface TurnOutcome {
+  status: TerminalStatus;
+}
+
+const grantedSignal = defineSignal(grantedSignalName);
+
+const statusKey = defineSearchAttributeKey("TurnkeeperStatus", SearchAttributeType.KEYWORD);
+const modelKey = defineSearchAttributeKey("TurnkeeperModel", SearchAttributeType.KEYWORD);
+
+/** History of a run stays below this; a longer turn goes on in a new run, between two steps [5]. */
+const maxHistoryEvents = 2_000;
+
+type Outcome = StepVerdict | "cancelled" | "activity_failed";
+
+/**
+ * One turn. Its workflow id is the turn id. Without argument the turn is on record already; with a
+ * {@link DirectStart}, from any language's Temporal SDK, the first activity puts it there.
+ */
+export async function conversationTurn(start?: DirectStart | ContinuedTurn): Promise<TurnOutcome> {
+  const cancelled = cancelRequested();
+  let step = 1;
+  if (start !== undefined && "step" in start) step = start.step;
+  else if (start !== undefined) {
+    const ended = await enterConversation(start, cancelled);
+    if (ended !== null) return finish(ended);
+  }
+  for (;;) {
+    const outcome = await runStep(cancelled, () => callModel(step));
+    if (typeof outcome === "string") return finish(await endTurn(outcome));
+    if (outcome.next === "end") return finish(outcome.status);
+    const tools = outcome.next === "tools" ? outcome.tools : [];
+    const failed = await runTools(cancelled, step, tools);
+    if (failed !== null) return finish(await endTurn(failed));
+    if (outcome.next === "tools" && outcome.thenEnd) {
+      return finish(await endTurn("calls_for_client"));
+    }
+    step += tools.length + 1;
+    if (workflowInfo().historyLength > maxHistoryEvents) {
+      await continueAsNew<typeof conversationTurn>({ step });
+    }
+  }
+}
+
+/** Resolves when Temporal delivers a cancel; the turn then ends in order rather than being torn. */
+function cancelRequested(): Promise<"cancelled"> {
+  return new Promise((resolve) => {
+    CancellationScope.current().cancelRequested.catch(() => resolve("cancelled"));
+  });
+}
+
+/** Runs one step out of reach of Temporal's cancel, which its worker hears of by the record. */
+async function runStep(
+  cancelled: Promise<"cancelled">,
+  step: () => Promise<StepVerdict>,
+): Promise<Outcome> {
+  const verdict = CancellationScope.nonCancellable(step).catch(() => "activity_failed" as const);
+  return Promise.race([verdict, cancelled]);
+}
+
+function callModel(step: number): Promise<StepVerdict> {
+  const model = workflowInfo().typedSearchAttributes.get(modelKey) ?? "the model";
+  setCurrentDetails(`Step ${step}: calling ${model}.`);
+  return activities.callModel.executeWithOptions({ summary: model }, [{ step }]);
+}
+
+async function runTools(
+  cancelled: Promise<"cancelled">,
+  modelStep: number,
+  tools: readonly string[],
+): Promise<"cancelled" | "activity_failed" | null> {
+  if (tools.length === 0) return null;
+  setCurrentDetails(`Step ${modelStep}: running ${tools.join(", ")}.`);
+  const outcomes = await Promise.all(
+    tools.map((name, at) =>
+      runStep(cancelled, () =>
+        activities.runTool.executeWithOptions({ summary: name }, [{ step: modelStep + at + 1 }]),
+      ),
+    ),
+  );
+  return outcomes.find((outcome) => typeof outcome === "string") ?? null;
+}
+
+function endTurn(
+  reason: "cancelled" | "activity_failed" | "calls_for_client",
+): Promise<TerminalStatus> {
+  setCurrentDetails(`Ending the turn: ${reason}.`);
+  return CancellationScope.nonCancellable(async () => {
+    const ended = await activities.endTurn({ reason });
+    return ended.status;
+  });
+}
+
+/** Puts a directly started turn on record and waits until it holds its conversation. */
+async function enterConversation(
+  start: DirectStart,
+  cancelled: Promise<"cancelled">,
+): Promise<TerminalStatus | null> {
+  let isGranted = false;
+  setHandler(grantedSignal, () => {
+    isGranted = true;
+  });
+  setCurrentDetails("Admitting the turn.");
+  const admitted = await activities.admitTurn(start);
+  if (admitted.state === "ended") return admitted.status;
+  if (admitted.state === "admitted") return null;
+  setCurrentDetails("Waiting for the conversation.");
+  const scope = new CancellationScope({ cancellable: false });
+  const waited = scope.run(async () => {
+    await activities.awaitGrant();
+    return "granted" as const;
+  });
+  waited.catch(() => {});
+  const signalled = condition(() => isGranted).then(() => "granted" as const);
+  const outcome = await Promise.race([waited, signalled, cancelled]);
+  scope.cancel();
+  return outcome === "cancelled" ? endTurn("cancelled") : null;
+}
+
+function finish(status: TerminalStatus): TurnOutcome {
+  setCurrentDetails(`The turn is ${status}.`);
+  // Only where the start could set it: the namespace may not have registered the attribute.
+  if (workflowInfo().typedSearchAttributes.get(statusKey) !== undefined) {
+    upsertSearchAttributes([{ key: statusKey, value: status }]);
+  }
+  return { status };
+}

@@ -1,0 +1,70 @@
+import fc from "fast-check";
+import { describe, expect, it } from "vitest";
+import { priceOf, readUsage } from "../src/responses/pricing.ts";
+
+describe("the usage of a call", () => {
+  it("is read from the Responses API's fields", () => {
+    const usage = {
+      input_tokens: 10,
+      input_tokens_details: { cached_tokens: 4, cache_write_tokens: 2 },
+      output_tokens: 3,
+      output_tokens_details: { reasoning_tokens: 1 },
+      total_tokens: 13,
+    };
+    expect(readUsage(usage)).toEqual({
+      inputTokens: 10,
+      cachedTokens: 4,
+      cacheWriteTokens: 2,
+      outputTokens: 3,
+      reasoningTokens: 1,
+    });
+  });
+
+  it.each([[null], [undefined], ["10"]])("is unknown, not nothing, when it is %j", (usage) => {
+    expect(readUsage(usage)).toBeNull();
+  });
+
+  it("survives whatever a server sends", () => {
+    fc.assert(
+      fc.property(fc.object(), fc.anything(), (usage, details) => {
+        const read = readUsage({ ...usage, input_tokens_details: details, input_tokens: -1 });
+        expect(Object.values(read ?? {}).every((count) => count >= 0)).toBe(true);
+      }),
+    );
+  });
+});
+
+describe("the price of a call", () => {
+  const usage = {
+    inputTokens: 100_000,
+    cachedTokens: 0,
+    cacheWriteTokens: 0,
+    outputTokens: 0,
+    reasoningTokens: 0,
+  };
+
+  it("is lower for what came from the cache", () => {
+    const { costUsd: fresh } = priceOf("gpt-6-luna", usage);
+    const { costUsd: cached } = priceOf("gpt-6-luna", { ...usage, cachedTokens: 100_000 });
+    expect(fresh).toBeCloseTo(0.01, 6);
+    expect(cached).toBeCloseTo(0.001, 6);
+  });
+
+  it("is higher for a long context", () => {
+    const { costUsd } = priceOf("gpt-6-luna", { ...usage, inputTokens: 1_000_000 });
+    expect(costUsd).toBeCloseTo(0.2, 6);
+  });
+
+  it("is known for dated snapshots", () => {
+    const price = priceOf("gpt-4o-2024-08-06", usage);
+    expect(price.costUsd).toBeGreaterThan(0);
+  });
+
+  it("is unknown, not nothing, for a model that is not on the list", () => {
+    expect(priceOf("my-own-model", usage)).toEqual({ costUsd: null });
+  });
+
+  it("is unknown for figures that contradict each other", () => {
+    expect(priceOf("gpt-6-luna", { ...usage, inputTokens: 1, cachedTokens: 2 }).costUsd).toBeNull();
+  });
+});

@@ -1,0 +1,82 @@
+import { pino } from "pino";
+import { Turnkeeper } from "../../src/client.ts";
+import { EventHub } from "../../src/events/hub.ts";
+import type { JanitorSettings } from "../../src/janitor.ts";
+import { openModelEndpoint } from "../../src/responses/call.ts";
+import { startSimulator } from "../../src/simulator/server.ts";
+import type { Simulator } from "../../src/simulator/server.ts";
+import type { Database } from "../../src/store/database.ts";
+import { openPostgres } from "../../src/store/postgres.ts";
+import { connectNatively } from "../../src/temporal.ts";
+import type { Tool } from "../../src/tools/defineTool.ts";
+import { defineAgent } from "../../src/turn/agent.ts";
+import type { Agent } from "../../src/turn/agent.ts";
+import { createWorker } from "../../src/worker.ts";
+import { createTestDatabase } from "./database.ts";
+import { sharedTemporal, uniqueTaskQueue } from "./servers.ts";
+
+/** A whole Turnkeeper in this process: real database, real Temporal, real wire to the simulator. */
+export interface Deployment {
+  database: Database;
+  databaseUrl: string;
+  simulator: Simulator;
+  turnkeeper: Turnkeeper;
+  hub: EventHub;
+  taskQueue: string;
+  close(): Promise<void>;
+}
+
+export interface DeploymentOptions {
+  agents?: Agent[];
+  tools?: Tool[];
+  janitor?: Partial<JanitorSettings>;
+}
+
+export async function deploy(options: DeploymentOptions = {}): Promise<Deployment> {
+  const { url } = await createTestDatabase();
+  const taskQueue = uniqueTaskQueue();
+  const simulator = await startSimulator({ mode: "scripted" });
+  const database = openPostgres({ url });
+  const hub = await EventHub.open(database);
+  const log = pino({ level: process.env["TURNKEEPER_LOG_LEVEL"] ?? "silent" });
+  const { connection, client } = await connectNatively({ address: sharedTemporal().address }, log);
+  const endpoint = openModelEndpoint({
+    baseUrl: simulator.baseUrl,
+    apiKey: "sk-simulated",
+    connectTimeoutMs: 5_000,
+    headersTimeoutMs: 20_000,
+  });
+  const worker = await createWorker({
+    connection,
+    client,
+    taskQueue,
+    database,
+    endpoint,
+    hub,
+    agents: options.agents ?? [defineAgent({ name: "default", model: "gpt-test" })],
+    tools: options.tools ?? [],
+    log,
+    maxModelSteps: 100,
+    shutdownGraceMs: 1_000,
+    ...(options.janitor === undefined ? {} : { janitor: options.janitor }),
+  });
+  const running = worker.run();
+  const turnkeeper = new Turnkeeper({ database, hub, engine: worker.engine }, "default");
+  return {
+    database,
+    databaseUrl: url,
+    simulator,
+    turnkeeper,
+    hub,
+    taskQueue,
+    async close() {
+      worker.shutdown();
+      await running;
+      await hub.close();
+      await endpoint.close();
+      await simulator.close();
+      await connection.close();
+      await database.close();
+    },
+  };
+}
