@@ -4,7 +4,7 @@
  */
 import { execFile } from "node:child_process";
 import { existsSync, readdirSync } from "node:fs";
-import { join } from "node:path";
+import { delimiter, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { promisify } from "node:util";
 
@@ -12,6 +12,7 @@ const run = promisify(execFile);
 const maxOutputBytes = 64 * 1024 * 1024; // a JSON report of all imports
 
 const checkout = fileURLToPath(new URL("..", import.meta.url));
+const programs = join(checkout, "node_modules", ".bin");
 const folders = ["src", "setup", "test", "bench"].filter((name) =>
   existsSync(join(checkout, name)),
 );
@@ -51,9 +52,11 @@ if (failed > 0) {
  * @throws {Error} what it printed, when it exits with an error
  */
 async function tool(name, ...args) {
-  const program = join(checkout, "node_modules", ".bin", name);
+  // The tools are scripts that start the first Node on PATH; the system's may be too old for them.
+  const env = { ...process.env, PATH: `${programs}${delimiter}${process.env["PATH"]}` };
   try {
-    const { stdout } = await run(program, args, { cwd: checkout, maxBuffer: maxOutputBytes });
+    const options = { cwd: checkout, env, maxBuffer: maxOutputBytes };
+    const { stdout } = await run(join(programs, name), args, options);
     return stdout.trim();
   } catch (error) {
     const { stdout, stderr, message } = /** @type {any} */ (error);

@@ -18,7 +18,8 @@ import { isRunning, processIdentity } from "./processIdentity.mjs";
 
 /** How long two processes that claim at once may take to agree. */
 const settleMs = 400;
-const longestPauseMs = 60;
+const firstPauseMs = 60;
+const longestPauseMs = 1_000;
 
 export class LockHeldError extends Error {
   /**
@@ -40,12 +41,14 @@ export class LockHeldError extends Error {
  */
 export async function acquireLock(folder, { waitMs = 0 } = {}) {
   await mkdir(folder, { recursive: true });
-  const deadline = Date.now() + Math.max(waitMs, settleMs);
+  const started = Date.now();
+  const deadline = started + Math.max(waitMs, settleMs);
   for (;;) {
     const holder = (await otherClaims(folder))[0] ?? (await claim(folder));
     if ("release" in holder) return holder;
     if (Date.now() > deadline) throw new LockHeldError(folder, holder);
-    await sleep(Math.random() * longestPauseMs);
+    const pauseMs = Math.min(firstPauseMs + (Date.now() - started) / 10, longestPauseMs);
+    await sleep(Math.random() * pauseMs);
   }
 }
 

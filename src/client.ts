@@ -9,8 +9,8 @@ import { listAgents } from "./store/agents.ts";
 import { StoreUnavailable } from "./store/database.ts";
 import type { Database } from "./store/database.ts";
 import { cancelTurn } from "./store/endings.ts";
-import { readEventsAfter } from "./store/eventLog.ts";
-import { readTurn, readVisibleTurn } from "./store/turns.ts";
+import { readEventsAfter, readLastNumber } from "./store/eventLog.ts";
+import { markDisconnected, readTurn, readVisibleTurn, reattachTurn } from "./store/turns.ts";
 import { connectLazily } from "./temporal.ts";
 import { defaultTaskQueue } from "./turn/engineNames.ts";
 import { parseEvent } from "./turn/events.ts";
@@ -19,7 +19,7 @@ import { Refusal } from "./turn/failures.ts";
 import { newId } from "./turn/ids.ts";
 import { outputText } from "./turn/items.ts";
 import type { Item } from "./turn/items.ts";
-import { prepareTurn } from "./turn/prepare.ts";
+import { prepareTurn, requestHash } from "./turn/prepare.ts";
 import { checkId } from "./turn/request.ts";
 import type { ResponseRequest } from "./turn/request.ts";
 import { responseObject } from "./turn/response.ts";
@@ -69,7 +69,15 @@ export interface ConnectOptions {
   project?: string;
 }
 
+/** How long after its start an interrupted request may be sent again without a key (DESIGN §3). */
+const reattachWithinMs = 60_000;
+
 const idempotencyKeyPattern = /^[\x21-\x7e]{1,255}$/;
+
+function ifUnavailable(error: unknown): null {
+  if (error instanceof StoreUnavailable) return null;
+  throw error;
+}
 
 /** One turn, as its starter holds it. */
 export class TurnHandle {
@@ -129,12 +137,18 @@ export class Turns {
    */
   async start(input: StartTurn, options: StartOptions = {}): Promise<TurnHandle> {
     const { agent, ...body } = input;
-    const { turn, isNew } = await this.admit({ ...body, model: agent ?? body.model ?? null }, options);
+    const { turn, isNew } = await this.admit(
+      { ...body, model: agent ?? body.model ?? null },
+      options,
+    );
     return new TurnHandle(this, turn, isNew);
   }
 
   /** Like {@link start}, for callers that want the record itself. */
-  async admit(body: ResponseRequest, options: StartOptions = {}): Promise<{ turn: Turn; isNew: boolean }> {
+  async admit(
+    body: ResponseRequest,
+    options: StartOptions = {},
+  ): Promise<{ turn: Turn; isNew: boolean }> {
     const { database, engine } = this.#parts;
     const { idempotencyKey } = options;
     if (idempotencyKey !== undefined && !idempotencyKeyPattern.test(idempotencyKey)) {
@@ -159,6 +173,22 @@ export class Turns {
     return admitted;
   }
 
+  /** Notes that whoever started the turn was cut off before the answer, so that {@link reattach} finds it. */
+  async markDisconnected(turnId: string): Promise<void> {
+    await this.#reachable(() => markDisconnected(this.#parts.database, this.project, turnId));
+  }
+
+  /** The turn that the same request, from the same key, started before it was cut off; or `null`. */
+  async reattach(body: ResponseRequest, apiKeyId: string | null): Promise<Turn | null> {
+    const request = {
+      project: this.project,
+      apiKeyId,
+      requestHash: requestHash(body),
+      withinMs: reattachWithinMs,
+    };
+    return this.#reachable(() => reattachTurn(this.#parts.database, request));
+  }
+
   /** The handle of a turn that exists. @throws Refusal `response_not_found`. */
   async get(turnId: string): Promise<TurnHandle> {
     return new TurnHandle(this, await this.read(turnId), false);
@@ -170,7 +200,11 @@ export class Turns {
       readVisibleTurn(this.#parts.database, this.project, checkId(turnId, "response_id")),
     );
     if (turn !== null) return turn;
-    throw new Refusal("response_not_found", `Response with id '${turnId}' not found.`, "response_id");
+    throw new Refusal(
+      "response_not_found",
+      `Response with id '${turnId}' not found.`,
+      "response_id",
+    );
   }
 
   /**
@@ -184,8 +218,21 @@ export class Turns {
   ): AsyncGenerator<RecordedEvent[]> {
     const after = options.after ?? -1;
     const turn = await this.read(turnId);
-    if (isTerminal(turn.status)) yield* this.#readEnded(turn, after);
-    else yield* this.#parts.hub.subscribe(turn, after, options.signal);
+    if (isTerminal(turn.status)) {
+      yield* this.#readEnded(turn, after);
+      return;
+    }
+    // A number from the future would keep the hub from seeing what comes before it.
+    const last = after < 0 ? after : await this.#lastNumber(turnId);
+    if (after > last) {
+      const problem = `The last event of this response so far has number ${last}.`;
+      throw new Refusal("invalid_value", problem, "starting_after");
+    }
+    yield* this.#parts.hub.subscribe(turn, after, options.signal);
+  }
+
+  #lastNumber(turnId: string): Promise<number> {
+    return this.#reachable(() => readLastNumber(this.#parts.database, turnId));
   }
 
   /** Waits until the turn is terminal, and returns its record. */
@@ -197,7 +244,8 @@ export class Turns {
     }
     signal?.throwIfAborted();
     for (;;) {
-      const read = await readTurn(this.#parts.database, this.project, turnId);
+      // A database that is away does not end the turn, so it does not end the wait either.
+      const read = await readTurn(this.#parts.database, this.project, turnId).catch(ifUnavailable);
       turn = read ?? turn;
       if (isTerminal(turn.status)) return turn;
       const rereadMs = 100;
@@ -229,12 +277,16 @@ export class Turns {
     const pageEvents = 512;
     let cursor = after;
     for (;;) {
-      const pages = await readEventsAfter(database, [{ ...turn, after: cursor }], pageEvents);
+      const cursors = [{ ...turn, after: cursor }];
+      const pages = await this.#reachable(() => readEventsAfter(database, cursors, pageEvents));
       const page = pages.get(turn.id) ?? [];
-      const expired = cursor === -1 && page[0]?.sequenceNumber !== 0;
-      if (expired) {
+      const isMissing = page[0] !== undefined && page[0].sequenceNumber !== cursor + 1;
+      if (isMissing || (page.length === 0 && cursor < (await this.#lastNumber(turn.id)))) {
         const advice = "Retrieve the response without 'stream' instead.";
-        throw new Refusal("stream_expired", `The events of this response have been dropped. ${advice}`);
+        throw new Refusal(
+          "stream_expired",
+          `The events of this response have been dropped. ${advice}`,
+        );
       }
       if (page.length > 0) yield page;
       if (page.length < pageEvents) return;

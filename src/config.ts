@@ -39,6 +39,8 @@ const environment = z.object({
   TURNKEEPER_HEADERS_TIMEOUT_MS: milliseconds.default(600_000),
   TURNKEEPER_SHUTDOWN_GRACE_MS: milliseconds.default(20_000),
   TURNKEEPER_EVENT_RETENTION_DAYS: count.default(30),
+  TURNKEEPER_JANITOR_ROUND_MS: milliseconds.default(10_000),
+  TURNKEEPER_JANITOR_PATIENCE_MS: milliseconds.default(10_000),
   TURNKEEPER_APP: z.string().min(1).optional(),
   TURNKEEPER_FOLDER: z.string().min(1).default(".turnkeeper"),
   TURNKEEPER_WORKFLOW_BUNDLE: z.string().min(1).optional(),
@@ -67,7 +69,11 @@ export interface Config {
   /** Model calls and tool calls that one worker runs at a time. */
   maxModelSteps: number;
   shutdownGraceMs: number;
+  /** How long events can be streamed again after their turn's day. */
   eventRetentionDays: number;
+  janitorRoundMs: number;
+  /** A turn younger than this is left to whoever admitted it. */
+  janitorPatienceMs: number;
   /** Module that exports `agents` and `tools`. */
   app: string | null;
   /** Where a first run keeps its data. */
@@ -109,6 +115,8 @@ export function readConfig(
     maxModelSteps: env.TURNKEEPER_MAX_MODEL_STEPS,
     shutdownGraceMs: env.TURNKEEPER_SHUTDOWN_GRACE_MS,
     eventRetentionDays: env.TURNKEEPER_EVENT_RETENTION_DAYS,
+    janitorRoundMs: env.TURNKEEPER_JANITOR_ROUND_MS,
+    janitorPatienceMs: env.TURNKEEPER_JANITOR_PATIENCE_MS,
     app: env.TURNKEEPER_APP ?? null,
     folder: env.TURNKEEPER_FOLDER,
     workflowBundle: env.TURNKEEPER_WORKFLOW_BUNDLE ?? null,

@@ -5,7 +5,11 @@ import {
   WorkflowNotFoundError,
 } from "@temporalio/client";
 import type { Client, WorkflowStartOptions } from "@temporalio/client";
-import { defineSearchAttributeKey, SearchAttributeType, TypedSearchAttributes } from "@temporalio/common";
+import {
+  defineSearchAttributeKey,
+  SearchAttributeType,
+  TypedSearchAttributes,
+} from "@temporalio/common";
 import type { SearchAttributePair } from "@temporalio/common";
 import { contentHash } from "./turn/canonical.ts";
 import type { Turn } from "./turn/turn.ts";
@@ -58,7 +62,8 @@ function attributesOf(turn: Turn, known: ReadonlySet<SearchAttributeName>): Type
     TurnkeeperModel: turn.model,
     TurnkeeperStatus: "running",
     // Who the user is belongs to the application; equal users have equal hashes [15].
-    TurnkeeperUser: user && contentHash([turn.project, user]).toString("hex").slice(0, userHexDigits),
+    TurnkeeperUser:
+      user && contentHash([turn.project, user]).toString("hex").slice(0, userHexDigits),
   };
   const pairs: SearchAttributePair[] = searchAttributeNames.flatMap((name) => {
     const value = values[name];

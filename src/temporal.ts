@@ -53,7 +53,10 @@ export async function connectNatively(
 }
 
 /** A client for processes that start turns and run none. Connects on first use. */
-export function connectLazily(options: TemporalOptions): { connection: Connection; client: Client } {
+export function connectLazily(options: TemporalOptions): {
+  connection: Connection;
+  client: Client;
+} {
   const { connectionOptions, namespace } = connectConfig(options);
   const connection = Connection.lazy({ ...connectionOptions, connectTimeout: connectTimeoutMs });
   return { connection, client: new Client({ connection, namespace }) };

@@ -7,6 +7,7 @@ import { createAgentReader } from "./activities/agentReader.ts";
 import { createTurnActivities } from "./activities/index.ts";
 import type { Parts } from "./activities/parts.ts";
 import { RunningTurns } from "./activities/runningTurns.ts";
+import type { Config } from "./config.ts";
 import { createEngine, findSearchAttributes } from "./engine.ts";
 import type { Engine } from "./engine.ts";
 import { createGrants } from "./grants.ts";
@@ -49,8 +50,22 @@ export interface TurnWorker {
   shutdown(): void;
 }
 
+/** What the configuration says of the janitor. */
+export function janitorSettings(config: Config): JanitorSettings {
+  return {
+    roundMs: config.janitorRoundMs,
+    patienceMs: config.janitorPatienceMs,
+    eventRetentionDays: config.eventRetentionDays,
+  };
+}
+
 /** Temporal caches this many workflows; each costs some 100 KB. */
 const maxCachedWorkflows = 500;
+/**
+ * A process that is paused keeps its polls open, and each may swallow one task until that times out;
+ * so there are few of them while there is little to do.
+ */
+const pollers = { type: "autoscaling", minimum: 1, initial: 2, maximum: 20 } as const;
 /** Cancels travel back on heartbeats, at least this often. */
 const maxHeartbeatThrottleIntervalMs = 1_000;
 /** A dead worker's workflow tasks are taken over after this long; Temporal's default is 10 s. */
@@ -81,7 +96,9 @@ export async function createWorker(options: TurnWorkerOptions): Promise<TurnWork
   const announce = createAnnouncer(database, options.hub);
   const startGranted = createGrants(database, engine, log);
   const runningTurns = await RunningTurns.open(database);
-  const writer = new EventWriter(database, (turnId, events) => options.hub?.publish(turnId, events));
+  const writer = new EventWriter(database, (turnId, events) =>
+    options.hub?.publish(turnId, events),
+  );
   const currentRun: Parts["currentRun"] = async (turnId) =>
     (await engine.currentRun(turnId))?.runId ?? null;
   const worker = await Worker.create({
@@ -103,6 +120,8 @@ export async function createWorker(options: TurnWorkerOptions): Promise<TurnWork
     }),
     maxConcurrentActivityTaskExecutions: options.maxModelSteps,
     maxCachedWorkflows,
+    workflowTaskPollerBehavior: pollers,
+    activityTaskPollerBehavior: pollers,
     maxHeartbeatThrottleInterval: maxHeartbeatThrottleIntervalMs,
     stickyQueueScheduleToStartTimeout: stickyTimeoutMs,
     shutdownGraceTime: options.shutdownGraceMs,

@@ -1,7 +1,7 @@
 import { execFile, fork } from "node:child_process";
 import type { ChildProcess } from "node:child_process";
 import { once } from "node:events";
-import { chmod, mkdir, mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
+import { chmod, mkdir, mkdtemp, readdir, readFile, rm, symlink, writeFile } from "node:fs/promises";
 import { createServer } from "node:http";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -11,6 +11,7 @@ import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { cacheFolder, sharedCacheFolder } from "../setup/cacheFolder.mjs";
 import { download } from "../setup/download.mjs";
 import { acquireLock } from "../setup/lockFile.mjs";
+import { findOnPath } from "../setup/onPath.mjs";
 import { installPackages } from "../setup/packages.mjs";
 import { configuredTemporal, findTemporal, installTemporal } from "../setup/temporal.mjs";
 import { DataFolderInUseError, lockDataFolder } from "../src/dev/lockFile.ts";
@@ -151,7 +152,7 @@ describe("finding a Temporal server", () => {
     await withHttpServer(
       async (path) => (requests.push(path), readFile(archive)),
       async (origin) => {
-        const environment = { PATH: "/usr/bin:/bin", HOME: folder };
+        const environment = { PATH: await programs("tar", "gzip"), HOME: folder };
         const install = (): Promise<string> => installTemporal(environment, { origin });
         const [first, second] = await Promise.all([install(), install()]);
         expect(first).toBe(second);
@@ -167,7 +168,7 @@ describe("finding a Temporal server", () => {
   it("builds it with Go when the download fails, and leaves nothing half done behind", async () => {
     await standIn("go", `cp "${await standIn("built", printsServer("1.29.1"))}" "$GOBIN/temporal"`);
     await withHttpServer(undefined, async (origin) => {
-      const environment = { PATH: `${folder}:/usr/bin:/bin`, HOME: folder };
+      const environment = { PATH: `${folder}:${await programs("cp")}`, HOME: folder };
       const program = await installTemporal(environment, { origin });
       expect(await findTemporal({ PATH: "", HOME: folder })).toBe(program);
     });
@@ -195,6 +196,14 @@ describe("finding a Temporal server", () => {
       },
     );
   });
+
+  /** A PATH with these programs and no other: this machine may have a `temporal` or `go` beside them. */
+  async function programs(...names: string[]): Promise<string> {
+    const bin = join(folder, "bin");
+    await mkdir(bin);
+    await Promise.all(names.map((name) => symlink(findOnPath(name)!, join(bin, name))));
+    return bin;
+  }
 
   function printsServer(version: string): string {
     return `echo "temporal version 1.0.0 (Server ${version}, UI 2.0.0)"`;

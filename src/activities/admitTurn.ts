@@ -30,7 +30,10 @@ export function createAdmitTurn(parts: Parts) {
       return await admitDirectly(parts, turnId, start);
     } catch (error) {
       if (!(error instanceof Refusal) || error.httpStatus >= 500) throw error;
-      const refused = ApplicationFailure.nonRetryable(`${error.code}: ${error.message}`, error.code);
+      const refused = ApplicationFailure.nonRetryable(
+        `${error.code}: ${error.message}`,
+        error.code,
+      );
       refused.stack = "";
       throw refused;
     }
@@ -46,7 +49,10 @@ async function admitDirectly(
   if (before !== null) return admissionOf(before);
   if (JSON.stringify(start).length > maxDirectInputBytes) {
     const advice = "Put the input into the conversation over HTTP first, or start the turn there.";
-    throw new Refusal("body_too_large", `The argument exceeds ${maxDirectInputBytes} bytes. ${advice}`);
+    throw new Refusal(
+      "body_too_large",
+      `The argument exceeds ${maxDirectInputBytes} bytes. ${advice}`,
+    );
   }
   const project = checkId(start.project ?? "default", "project");
   const prepared = prepareTurn(start.request, await listAgents(parts.database));

@@ -20,7 +20,13 @@ import { readModelCall } from "./modelContext.ts";
 import type { Parts } from "./parts.ts";
 import { persist } from "./persist.ts";
 import { StepStopped } from "./runningTurns.ts";
-import { claimToken, currentFence, keepHeartbeating, retryAfterFailure, retryLater } from "./stepContext.ts";
+import {
+  claimToken,
+  currentFence,
+  keepHeartbeating,
+  retryAfterFailure,
+  retryLater,
+} from "./stepContext.ts";
 
 type Claimed = Extract<Claim, { outcome: "claimed" }>;
 
@@ -126,7 +132,7 @@ async function streamModel(
   const call = await readModelCall(parts.database, parts.tools, turn, agent, step.fence.step);
   const translator = new ModelStreamTranslator({
     firstOutputIndex: step.claim.firstOutputIndex,
-    serverTools: new Set(agent.tools),
+    isServerCall: serverCalls(agent, turn),
   });
   const put = (event: TurnEvent) => writer.append(event, translator.nextOutputIndex);
   let bytes = 0;
@@ -152,6 +158,21 @@ async function streamModel(
   return { output, end: providerEnd(last.type, response) };
 }
 
+/**
+ * Which calls Turnkeeper answers: those of the agent's tools, and those of tools that nobody has,
+ * which go back to the model as an error. Definitions that a provider loads by itself
+ * (`tool_search`, `namespace`) have names that no list here knows; their calls are the client's.
+ */
+function serverCalls(agent: Agent, turn: Turn): (item: Record<string, unknown>) => boolean {
+  const tools = turn.request.tools as { type: string; name?: string }[];
+  const clients = new Set(tools.flatMap((tool) => (tool.type === "function" ? [tool.name] : [])));
+  const loads = tools.some((tool) => tool.type === "tool_search" || tool.type === "namespace");
+  return (item) => {
+    const name = String(item["name"]);
+    return agent.tools.includes(name) || !(clients.has(name) || loads);
+  };
+}
+
 function providerEnd(type: string, response: Record<string, unknown>): ProviderEnd {
   if (type === "response.completed") return { status: "completed", reason: null };
   const details = response["incomplete_details"] as { reason?: string } | null | undefined;
@@ -161,7 +182,9 @@ function providerEnd(type: string, response: Record<string, unknown>): ProviderE
 function sizeOf(event: TurnEvent): number {
   const delta = event["delta"];
   if (typeof delta === "string") return delta.length;
-  return event.type === "response.output_item.done" ? JSON.stringify(event["item"] ?? "").length : 0;
+  return event.type === "response.output_item.done"
+    ? JSON.stringify(event["item"] ?? "").length
+    : 0;
 }
 
 /** Keeps what the provider says of its response: id, tokens, cost. */
@@ -235,7 +258,10 @@ async function storeStep(step: ModelStep, result: StepResult): Promise<StepVerdi
 async function failStep(step: ModelStep, cause: Failure): Promise<StepVerdict> {
   const { parts, turn, fence, ledger } = step;
   ledger.failureClass = cause.class;
-  parts.log.warn({ turn: turn.id, step: fence.step, attempt: fence.attempt, failure: cause }, "model call failed");
+  parts.log.warn(
+    { turn: turn.id, step: fence.step, attempt: fence.attempt, failure: cause },
+    "model call failed",
+  );
   await settle(step);
   const rule = failureRules[cause.class];
   if (rule.action === "retry" && fence.attempt < turn.limits.maxAttemptsPerStep) {

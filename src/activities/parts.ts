@@ -22,4 +22,3 @@ export interface Parts {
   announce: () => void;
   log: Logger;
 }
-

@@ -67,7 +67,8 @@ async function callTool(
 ): Promise<ToolOutcome> {
   const { turn } = claim;
   if (claim.wasRunning && !parts.tools.get(call.name)?.repeatable) return unknownOutcome;
-  const result = await runHandler(parts.tools, {
+  const agent = await parts.agents(turn.agent, turn.agentVersion);
+  const result = await runHandler(parts.tools.only(agent?.tools ?? []), {
     name: call.name,
     arguments: call.arguments,
     callId: call.callId,

@@ -62,15 +62,19 @@ function mcpCallItem(slot: Slot, name: unknown, argumentText: string): Record<st
  */
 export class ModelStreamTranslator {
   readonly #slots = new Map<number, Slot>();
-  readonly #serverTools: ReadonlySet<string>;
+  readonly #isServerCall: (item: Record<string, unknown>) => boolean;
   readonly #items = new Map<number, Item>();
   readonly #output: OutputEntry[] = [];
   readonly #calls = new Map<number, ToolCall>();
   #nextOutputIndex: number;
 
-  constructor(options: { firstOutputIndex: number; serverTools: ReadonlySet<string> }) {
+  /** @param options `isServerCall` tells whether a `function_call` item is Turnkeeper's to answer. */
+  constructor(options: {
+    firstOutputIndex: number;
+    isServerCall: (item: Record<string, unknown>) => boolean;
+  }) {
     this.#nextOutputIndex = options.firstOutputIndex;
-    this.#serverTools = options.serverTools;
+    this.#isServerCall = options.isServerCall;
   }
 
   get nextOutputIndex(): number {
@@ -124,7 +128,7 @@ export class ModelStreamTranslator {
   #open(place: number, item: Record<string, unknown>): Slot {
     const type = String(item["type"]);
     const given = item["id"];
-    const isServerCall = type === "function_call" && this.#serverTools.has(String(item["name"]));
+    const isServerCall = type === "function_call" && this.#isServerCall(item);
     const ownId = typeof given === "string" && trustedId.test(given) ? given : newItemId(type);
     const slot: Slot = {
       index: this.#nextOutputIndex++,
@@ -156,7 +160,9 @@ export class ModelStreamTranslator {
     const item = event["item"] as Record<string, unknown> | null | undefined;
     const place = event["output_index"] as number;
     if (!item) return [];
-    const late = this.#slots.has(place) ? [] : this.#added({ ...event, type: "response.output_item.added" });
+    const late = this.#slots.has(place)
+      ? []
+      : this.#added({ ...event, type: "response.output_item.added" });
     const slot = this.#slots.get(place);
     if (slot === undefined || slot.done) return [];
     slot.done = true;
@@ -196,7 +202,10 @@ export function toolOutcomeEvents(
   };
   return {
     events: [
-      { type: outcome.isError ? "response.mcp_call.failed" : "response.mcp_call.completed", ...place },
+      {
+        type: outcome.isError ? "response.mcp_call.failed" : "response.mcp_call.completed",
+        ...place,
+      },
       { type: "response.output_item.done", output_index: call.outputIndex, item },
     ],
     entry: { index: call.outputIndex, item },

@@ -107,7 +107,8 @@ class Endpoint implements ModelEndpoint {
       maxRetries: 0,
       logLevel: "off",
       timeout: settings.headersTimeoutMs,
-      fetchOptions: { dispatcher: this.#connections },
+      fetch: this.#connections.fetch,
+      fetchOptions: { dispatcher: this.#connections.dispatcher as never },
     });
   }
 
@@ -130,7 +131,7 @@ class Endpoint implements ModelEndpoint {
   }
 
   async close(): Promise<void> {
-    await this.#connections.destroy();
+    await this.#connections.dispatcher.destroy();
   }
 
   async #send(call: ModelCall, signal: AbortSignal) {

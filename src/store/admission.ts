@@ -109,11 +109,7 @@ interface PreviousTurn {
   pending_calls: string;
 }
 
-async function readPrevious(
-  tx: Queryable,
-  project: string,
-  turnId: string,
-): Promise<PreviousTurn> {
+async function readPrevious(tx: Queryable, project: string, turnId: string): Promise<PreviousTurn> {
   const [row] = await tx.query<PreviousTurn>(
     `SELECT status, conversation_id, end_position, pending_calls FROM turns
      WHERE id = $1 AND project_id = $2 AND hidden_at IS NULL`,
@@ -246,7 +242,8 @@ async function insertTurn(
 /** The stream's first events, its head, and the conversation's lock where it is free. */
 async function openStream(tx: Queryable, turn: Turn): Promise<void> {
   const created = { type: "response.created", response: responseObject(turn) };
-  const events = turn.status === "queued" ? [created, lifecycleEvent(responseObject(turn))] : [created];
+  const events =
+    turn.status === "queued" ? [created, lifecycleEvent(responseObject(turn))] : [created];
   await tx.query(
     `WITH head AS (
        INSERT INTO turn_heads (turn_id, admitted_on, next_sequence_number)
@@ -256,7 +253,13 @@ async function openStream(tx: Queryable, turn: Turn): Promise<void> {
      )
      INSERT INTO turn_events (admitted_on, turn_id, sequence_number, body)
      SELECT $2, $1, number - 1, body FROM unnest($3::text[]) WITH ORDINALITY AS event (body, number)`,
-    [turn.id, turn.admittedOn, events.map(eventBody), turn.conversationId, turn.status === "admitted"],
+    [
+      turn.id,
+      turn.admittedOn,
+      events.map(eventBody),
+      turn.conversationId,
+      turn.status === "admitted",
+    ],
   );
 }
 

@@ -2,7 +2,10 @@ import type { Agent } from "../turn/agent.ts";
 import type { Queryable } from "./database.ts";
 
 /** Registers agents; the newest registration of a name is the one that new turns run on. */
-export async function registerAgents(queryable: Queryable, agents: readonly Agent[]): Promise<void> {
+export async function registerAgents(
+  queryable: Queryable,
+  agents: readonly Agent[],
+): Promise<void> {
   for (const agent of agents) {
     await queryable.query(
       `INSERT INTO agents (name, version, definition) VALUES ($1, $2, $3)
@@ -19,6 +22,20 @@ export async function listAgents(queryable: Queryable): Promise<Agent[]> {
     [],
   );
   return rows.map((row) => JSON.parse(row.definition) as Agent);
+}
+
+export interface AgentRegistration {
+  name: string;
+  registeredAt: Date;
+}
+
+/** The names of all registered agents, and since when their current version is registered. */
+export async function listRegistrations(queryable: Queryable): Promise<AgentRegistration[]> {
+  const rows = await queryable.query<{ name: string; registered_at: Date }>(
+    "SELECT name, max(registered_at) AS registered_at FROM agents GROUP BY name ORDER BY name",
+    [],
+  );
+  return rows.map((row) => ({ name: row.name, registeredAt: row.registered_at }));
 }
 
 /** One version of an agent; versions never change, so the answer may be kept. */

@@ -42,7 +42,10 @@ export async function findApiKey(queryable: Queryable, secret: string): Promise<
 }
 
 export async function hasApiKeys(queryable: Queryable): Promise<boolean> {
-  const rows = await queryable.query("SELECT id FROM api_keys WHERE revoked_at IS NULL LIMIT 1", []);
+  const rows = await queryable.query(
+    "SELECT id FROM api_keys WHERE revoked_at IS NULL LIMIT 1",
+    [],
+  );
   return rows.length > 0;
 }
 

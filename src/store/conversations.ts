@@ -1,6 +1,6 @@
 import { Refusal } from "../turn/failures.ts";
 import { newId } from "../turn/ids.ts";
-import { isFunctionCall, isFunctionCallOutput } from "../turn/items.ts";
+import { isFunctionCall, isFunctionCallOutput, unansweredCalls } from "../turn/items.ts";
 import type { Item } from "../turn/items.ts";
 import { one } from "./database.ts";
 import type { Database, Queryable } from "./database.ts";
@@ -54,12 +54,13 @@ export async function createConversation(
   items: readonly Item[],
 ): Promise<Conversation> {
   const id = newId("conversation");
+  const pendingCalls = unansweredCalls(items).map((call) => call.call_id);
   return database.transaction(async (tx) => {
     const row = await one(
       tx.query<{ created_at: Date }>(
-        `INSERT INTO conversations (id, project_id, metadata) VALUES ($1, $2, $3)
-         RETURNING created_at`,
-        [id, project, JSON.stringify(metadata)],
+        `INSERT INTO conversations (id, project_id, metadata, pending_calls)
+         VALUES ($1, $2, $3, $4) RETURNING created_at`,
+        [id, project, JSON.stringify(metadata), JSON.stringify(pendingCalls)],
       ),
     );
     if (items.length > 0) await writeItems(tx, project, id, items);
@@ -154,7 +155,12 @@ async function writeItems(
      INSERT INTO items (conversation_id, position, project_id, id, body)
      SELECT $1, conversation.first + number - 1, $2, item.id, item.body
      FROM conversation, unnest($3::text[], $4::text[]) WITH ORDINALITY AS item (id, body, number)`,
-    [conversationId, project, items.map((item) => item.id), items.map((item) => JSON.stringify(item))],
+    [
+      conversationId,
+      project,
+      items.map((item) => item.id),
+      items.map((item) => JSON.stringify(item)),
+    ],
   );
 }
 
@@ -196,10 +202,11 @@ export async function listItems(
   conversationId: string,
   page: ItemPage,
 ): Promise<Item[]> {
+  const { order } = page;
   const after = page.after
-    ? await findPosition(queryable, project, conversationId, page.after)
+    ? (await findItem(queryable, project, conversationId, page.after, order)).position
     : null;
-  const [comparison, direction] = page.order === "asc" ? [">", "ASC"] : ["<", "DESC"];
+  const [comparison, direction] = order === "asc" ? [">", "ASC"] : ["<", "DESC"];
   const rows = await queryable.query<ItemRow>(
     `${itemsSql} AND ($3::bigint IS NULL OR items.position ${comparison} $3)
      ORDER BY items.position ${direction} LIMIT $4`,
@@ -208,28 +215,21 @@ export async function listItems(
   return rows.map((row) => JSON.parse(row.body) as Item);
 }
 
+/** Of items that were sent twice under one id, the last one in the order of reading. */
 async function findItem(
   queryable: Queryable,
   project: string,
   conversationId: string,
   itemId: string,
+  order: ItemPage["order"] = "asc",
 ): Promise<ItemRow> {
-  const [row] = await queryable.query<ItemRow>(`${itemsSql} AND items.id = $3`, [
-    conversationId,
-    project,
-    itemId,
-  ]);
+  const [row] = await queryable.query<ItemRow>(
+    `${itemsSql} AND items.id = $3
+     ORDER BY items.position ${order === "asc" ? "DESC" : "ASC"} LIMIT 1`,
+    [conversationId, project, itemId],
+  );
   if (row !== undefined) return row;
   throw new Refusal("item_not_found", `Item '${itemId}' not found.`, "item_id");
-}
-
-async function findPosition(
-  queryable: Queryable,
-  project: string,
-  conversationId: string,
-  itemId: string,
-): Promise<number> {
-  return (await findItem(queryable, project, conversationId, itemId)).position;
 }
 
 /** @throws Refusal `item_not_found`. */

@@ -95,8 +95,7 @@ async function gatherOutcome(
     ending.status === "completed"
       ? { events: [], output: [] }
       : closeOpenItems(await readAllEvents(tx, turn));
-  const kept =
-    ending.status === "failed" ? [] : left.output.filter(isWorthKeeping);
+  const kept = ending.status === "failed" ? [] : left.output.filter(isWorthKeeping);
   const entries = [...steps.flatMap((step) => step.output), ...kept];
   return {
     items: [...steps.flatMap((step) => step.items), ...kept.map((entry) => entry.item as Item)],
@@ -129,8 +128,9 @@ async function sumUsage(tx: Queryable, turnId: string): Promise<Usage | null> {
 /** Calls that wait for the client's answer: only a completed turn asks for answers. */
 function pendingCalls(turn: Turn, items: readonly Item[]): string[] {
   if (turn.status !== "completed") return [];
-  return unansweredCalls(items.filter((item) => isFunctionCall(item) || item.type === "function_call_output"))
-    .map((call) => call.call_id);
+  return unansweredCalls(
+    items.filter((item) => isFunctionCall(item) || item.type === "function_call_output"),
+  ).map((call) => call.call_id);
 }
 
 /** Items become part of the conversation only now; a failed turn leaves nothing behind. */
@@ -209,7 +209,8 @@ async function endInside(
 ): Promise<Ended> {
   const before = await lockTurn(tx, turnId, conversationId);
   if (before === undefined) return { outcome: "fenced", granted: null };
-  if (isTerminal(before.status)) return { outcome: "already", status: before.status, granted: null };
+  if (isTerminal(before.status))
+    return { outcome: "already", status: before.status, granted: null };
   if (condition.ifRunId !== undefined && condition.ifRunId !== before.runId) {
     return { outcome: "fenced", granted: null };
   }

@@ -52,6 +52,15 @@ export async function readAllEvents(queryable: Queryable, turn: EventKey): Promi
   return rows.map((row) => parseEvent({ sequenceNumber: row.sequence_number, body: row.body }));
 }
 
+/** The number of the last event that was ever recorded of a turn; -1 for none. */
+export async function readLastNumber(queryable: Queryable, turnId: string): Promise<number> {
+  const [row] = await queryable.query<{ next_sequence_number: number }>(
+    "SELECT next_sequence_number FROM turn_heads WHERE turn_id = $1",
+    [turnId],
+  );
+  return (row?.next_sequence_number ?? 0) - 1;
+}
+
 export interface EventCursor extends EventKey {
   /** The last number that was seen; -1 for none. */
   after: number;

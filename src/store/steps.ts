@@ -258,8 +258,49 @@ async function scheduleCalls(tx: Queryable, fence: Fence, calls: ToolCall[]): Pr
      SELECT $1, $2 + number, 'tool', name, call, 'scheduled'
      FROM unnest($3::text[], $4::text[]) WITH ORDINALITY AS scheduled (name, call, number)
      ON CONFLICT (turn_id, number) DO NOTHING`,
-    [fence.turnId, fence.step, calls.map((call) => call.name), calls.map((call) => JSON.stringify(call))],
+    [
+      fence.turnId,
+      fence.step,
+      calls.map((call) => call.name),
+      calls.map((call) => JSON.stringify(call)),
+    ],
   );
+}
+
+/** A step as an operator sees it. */
+export interface StepRecord {
+  number: number;
+  kind: "model" | "tool";
+  /** The provider's model, or the tool. */
+  name: string;
+  state: StepRow["state"];
+  attempt: number;
+  startedAt: Date | null;
+  finishedAt: Date | null;
+}
+
+/** All steps of a turn, in order. */
+export async function readStepRecords(
+  queryable: Queryable,
+  project: string,
+  turnId: string,
+): Promise<StepRecord[]> {
+  const rows = await queryable.query<
+    Pick<StepRecord, "number" | "kind" | "name" | "state" | "attempt"> & {
+      started_at: Date | null;
+      finished_at: Date | null;
+    }
+  >(
+    `SELECT number, kind, name, state, attempt, steps.started_at, finished_at
+     FROM steps JOIN turns ON turns.id = steps.turn_id
+     WHERE steps.turn_id = $1 AND turns.project_id = $2 ORDER BY number`,
+    [turnId, project],
+  );
+  return rows.map(({ started_at: startedAt, finished_at: finishedAt, ...row }) => ({
+    ...row,
+    startedAt,
+    finishedAt,
+  }));
 }
 
 /** Results of the turn's finished steps, in order. */
@@ -291,4 +332,3 @@ export async function readFinishedSteps(
     output: JSON.parse(row.output) as OutputEntry[],
   }));
 }
-

@@ -4,12 +4,14 @@ import type { TurnRequest } from "../turn/request.ts";
 import type { Turn, TurnStatus, Usage } from "../turn/turn.ts";
 import type { Queryable } from "./database.ts";
 
-/** The columns of `turns` that make a {@link Turn}, for a table or alias called `turns`. */
-export const turnColumns = `
+const summaryColumns = `
   turns.id, turns.project_id, turns.conversation_id, turns.status, turns.admitted_on, turns.agent,
-  turns.agent_version, turns.model, turns.request, turns.limits, turns.deadline_at, turns.run_id,
-  turns.cancel_requested_at, turns.output, turns.usage, turns.failure, turns.incomplete_reason,
-  turns.created_at, turns.started_at, turns.ended_at`;
+  turns.agent_version, turns.model, turns.deadline_at, turns.run_id, turns.cancel_requested_at,
+  turns.usage, turns.failure, turns.incomplete_reason, turns.created_at, turns.started_at,
+  turns.ended_at`;
+
+/** The columns of `turns` that make a {@link Turn}, for a table or alias called `turns`. */
+export const turnColumns = `${summaryColumns}, turns.request, turns.limits, turns.output`;
 
 export interface TurnRow {
   id: string;
@@ -38,7 +40,7 @@ function parse<Value>(json: string | null): Value | null {
   return json === null ? null : (JSON.parse(json) as Value);
 }
 
-export function turnFromRow(row: TurnRow): Turn {
+function summaryFromRow(row: TurnRow): TurnSummary {
   return {
     id: row.id,
     project: row.project_id,
@@ -48,18 +50,24 @@ export function turnFromRow(row: TurnRow): Turn {
     agent: row.agent,
     agentVersion: row.agent_version,
     model: row.model,
-    request: JSON.parse(row.request) as TurnRequest,
-    limits: JSON.parse(row.limits) as TurnLimits,
     deadlineAt: row.deadline_at,
     runId: row.run_id,
     cancelRequestedAt: row.cancel_requested_at,
-    output: parse<unknown[]>(row.output),
     usage: parse<Usage>(row.usage),
     failure: parse<Failure>(row.failure),
     incompleteReason: row.incomplete_reason,
     createdAt: row.created_at,
     startedAt: row.started_at,
     endedAt: row.ended_at,
+  };
+}
+
+export function turnFromRow(row: TurnRow): Turn {
+  return {
+    ...summaryFromRow(row),
+    request: JSON.parse(row.request) as TurnRequest,
+    limits: JSON.parse(row.limits) as TurnLimits,
+    output: parse<unknown[]>(row.output),
   };
 }
 
@@ -128,15 +136,18 @@ export interface TurnFilter {
   limit: number;
 }
 
-/** Turns of a project, newest first. */
+/** What a list says of a turn: everything but its bodies. */
+export type TurnSummary = Omit<Turn, "request" | "limits" | "output">;
+
+/** Turns of a project that were not deleted over HTTP, newest first. */
 export async function listTurns(
   queryable: Queryable,
   project: string,
   filter: TurnFilter,
-): Promise<Turn[]> {
+): Promise<TurnSummary[]> {
   const rows = await queryable.query<TurnRow>(
-    `SELECT ${turnColumns} FROM turns
-     WHERE project_id = $1
+    `SELECT ${summaryColumns} FROM turns
+     WHERE project_id = $1 AND hidden_at IS NULL
        AND ($2::text IS NULL OR status = $2)
        AND ($3::text IS NULL OR conversation_id = $3)
        AND ($4::text IS NULL OR agent = $4)
@@ -156,5 +167,41 @@ export async function listTurns(
       filter.limit,
     ],
   );
-  return rows.map(turnFromRow);
+  return rows.map(summaryFromRow);
+}
+
+/** Notes that the connection of the request that started a turn broke before it was answered. */
+export async function markDisconnected(
+  queryable: Queryable,
+  project: string,
+  turnId: string,
+): Promise<void> {
+  await queryable.query(
+    "UPDATE turns SET disconnected_at = now() WHERE id = $1 AND project_id = $2",
+    [turnId, project],
+  );
+}
+
+/**
+ * The turn that the same request started before its connection broke, at most `withinMs` ago; it is
+ * given out once per broken connection. `null` where there is none.
+ */
+export async function reattachTurn(
+  queryable: Queryable,
+  request: { project: string; apiKeyId: string | null; requestHash: Buffer; withinMs: number },
+): Promise<Turn | null> {
+  const [row] = await queryable.query<TurnRow>(
+    `UPDATE turns SET disconnected_at = NULL
+     WHERE id = (
+       SELECT id FROM turns
+       WHERE project_id = $1 AND request_hash = $2 AND api_key_id IS NOT DISTINCT FROM $3
+         AND created_at > now() - make_interval(secs => $4::float8 / 1000)
+         AND disconnected_at IS NOT NULL AND idempotency_key IS NULL AND hidden_at IS NULL
+       ORDER BY created_at DESC LIMIT 1
+       FOR UPDATE SKIP LOCKED
+     )
+     RETURNING ${turnColumns}`,
+    [request.project, request.requestHash, request.apiKeyId, request.withinMs],
+  );
+  return row === undefined ? null : turnFromRow(row);
 }

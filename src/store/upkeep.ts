@@ -23,10 +23,7 @@ export async function findStaleTurns(
 }
 
 /** Turns that have waited for their conversation past their deadline. */
-export async function findExpiredQueuedTurns(
-  queryable: Queryable,
-  limit: number,
-): Promise<Turn[]> {
+export async function findExpiredQueuedTurns(queryable: Queryable, limit: number): Promise<Turn[]> {
   const rows = await queryable.query<TurnRow>(
     `SELECT ${turnColumns} FROM turns
      WHERE status = 'queued' AND deadline_at < now() ORDER BY deadline_at LIMIT $1`,

@@ -16,34 +16,149 @@ export interface FailureRule {
   readonly meaning: string;
 }
 
-function rule(action: FailureAction, httpStatus: number, type: string, meaning: string): FailureRule {
+function rule(
+  action: FailureAction,
+  httpStatus: number,
+  type: string,
+  meaning: string,
+): FailureRule {
   return { action, httpStatus, type, meaning };
 }
 
 export const failureRules = {
-  rate_limited: rule("retry", 429, "rate_limit_error", "The provider limits the rate; the step waits as long as the provider says, then runs again."),
-  quota_exhausted: rule("fail", 429, "insufficient_quota", "The provider account has no budget left; add credit or raise the limit that the message names."),
-  overloaded: rule("retry", 503, "server_error", "The provider is overloaded; the step runs again after a growing delay."),
-  server_error: rule("retry", 502, "server_error", "The provider failed; the step runs again after a growing delay."),
-  transport: rule("retry", 502, "server_error", "The connection to the provider failed before an answer began; check OPENAI_BASE_URL if it persists."),
-  stream_reset: rule("retry", 502, "server_error", "The connection broke in the middle of the answer; the call is made again."),
-  stream_silent: rule("retry", 504, "server_error", "The provider sent nothing for longer than the idle timeout; the call is made again."),
-  stream_truncated: rule("retry", 502, "server_error", "The stream ended without a terminal event; the call is made again."),
-  response_failed: rule("retry", 502, "server_error", "The provider ended the response as failed; the call is made again."),
-  malformed_answer: rule("retry", 502, "server_error", "The provider sent something that is no Responses API answer; check that OPENAI_BASE_URL serves /responses."),
-  context_overflow: rule("fail", 400, "invalid_request_error", "The conversation is longer than the model's context window; shorten it or choose another model."),
-  invalid_request: rule("fail", 400, "invalid_request_error", "The provider refused the request; the message says which part."),
-  model_not_found: rule("fail", 404, "invalid_request_error", "The provider does not have this model; choose another one or define an agent of that name."),
-  authentication: rule("fail", 500, "server_error", "The provider refused Turnkeeper's own API key; check OPENAI_API_KEY."),
-  content_refused: rule("fail", 400, "invalid_request_error", "The provider's policy refused the content."),
-  output_too_large: rule("fail", 502, "server_error", "The model wrote more than the limit for one turn allows."),
-  unknown_agent: rule("fail", 404, "invalid_request_error", "No agent of that name and version is registered."),
-  unanswered_calls: rule("fail", 400, "invalid_request_error", "The request does not answer all function calls that the conversation waits for."),
-  step_limit: rule("incomplete", 200, "invalid_request_error", "The turn reached its limit of steps."),
+  rate_limited: rule(
+    "retry",
+    429,
+    "rate_limit_error",
+    "The provider limits the rate; the step waits as long as the provider says, then runs again.",
+  ),
+  quota_exhausted: rule(
+    "fail",
+    429,
+    "insufficient_quota",
+    "The provider account has no budget left; add credit or raise the limit that the message names.",
+  ),
+  overloaded: rule(
+    "retry",
+    503,
+    "server_error",
+    "The provider is overloaded; the step runs again after a growing delay.",
+  ),
+  server_error: rule(
+    "retry",
+    502,
+    "server_error",
+    "The provider failed; the step runs again after a growing delay.",
+  ),
+  transport: rule(
+    "retry",
+    502,
+    "server_error",
+    "The connection to the provider failed before an answer began; check OPENAI_BASE_URL if it persists.",
+  ),
+  stream_reset: rule(
+    "retry",
+    502,
+    "server_error",
+    "The connection broke in the middle of the answer; the call is made again.",
+  ),
+  stream_silent: rule(
+    "retry",
+    504,
+    "server_error",
+    "The provider sent nothing for longer than the idle timeout; the call is made again.",
+  ),
+  stream_truncated: rule(
+    "retry",
+    502,
+    "server_error",
+    "The stream ended without a terminal event; the call is made again.",
+  ),
+  response_failed: rule(
+    "retry",
+    502,
+    "server_error",
+    "The provider ended the response as failed; the call is made again.",
+  ),
+  malformed_answer: rule(
+    "retry",
+    502,
+    "server_error",
+    "The provider sent something that is no Responses API answer; check that OPENAI_BASE_URL serves /responses.",
+  ),
+  context_overflow: rule(
+    "fail",
+    400,
+    "invalid_request_error",
+    "The conversation is longer than the model's context window; shorten it or choose another model.",
+  ),
+  invalid_request: rule(
+    "fail",
+    400,
+    "invalid_request_error",
+    "The provider refused the request; the message says which part.",
+  ),
+  model_not_found: rule(
+    "fail",
+    404,
+    "invalid_request_error",
+    "The provider does not have this model; choose another one or define an agent of that name.",
+  ),
+  authentication: rule(
+    "fail",
+    500,
+    "server_error",
+    "The provider refused Turnkeeper's own API key; check OPENAI_API_KEY.",
+  ),
+  content_refused: rule(
+    "fail",
+    400,
+    "invalid_request_error",
+    "The provider's policy refused the content.",
+  ),
+  output_too_large: rule(
+    "fail",
+    502,
+    "server_error",
+    "The model wrote more than the limit for one turn allows.",
+  ),
+  unknown_agent: rule(
+    "fail",
+    404,
+    "invalid_request_error",
+    "No agent of that name and version is registered.",
+  ),
+  unanswered_calls: rule(
+    "fail",
+    400,
+    "invalid_request_error",
+    "The request does not answer all function calls that the conversation waits for.",
+  ),
+  step_limit: rule(
+    "incomplete",
+    200,
+    "invalid_request_error",
+    "The turn reached its limit of steps.",
+  ),
   deadline: rule("incomplete", 200, "invalid_request_error", "The turn reached its deadline."),
-  attempts_exhausted: rule("fail", 502, "server_error", "A step failed as often as its limit allows."),
-  workflow_gone: rule("fail", 500, "server_error", "The turn's workflow was terminated, timed out or reset away; send the request again."),
-  internal: rule("fail", 500, "server_error", "Turnkeeper itself failed; the log of the worker has the cause under the turn's id."),
+  attempts_exhausted: rule(
+    "fail",
+    502,
+    "server_error",
+    "A step failed as often as its limit allows.",
+  ),
+  workflow_gone: rule(
+    "fail",
+    500,
+    "server_error",
+    "The turn's workflow was terminated, timed out or reset away; send the request again.",
+  ),
+  internal: rule(
+    "fail",
+    500,
+    "server_error",
+    "Turnkeeper itself failed; the log of the worker has the cause under the turn's id.",
+  ),
 } as const satisfies Record<string, FailureRule>;
 
 export type FailureClass = keyof typeof failureRules;
@@ -66,17 +181,22 @@ export interface Failure {
 }
 
 const maxFailureMessageChars = 500;
+const maxFailureCodeChars = 64;
 
 /** Makes a {@link Failure}; the message is cut to one line of bounded length. */
 export function failure(
   failureClass: FailureClass,
   message: string = failureRules[failureClass].meaning,
-  details: { code?: string | undefined; retryAfterMs?: number | undefined; requestId?: string | undefined } = {},
+  details: {
+    code?: string | undefined;
+    retryAfterMs?: number | undefined;
+    requestId?: string | undefined;
+  } = {},
 ): Failure {
   const line = message.replaceAll(/\s+/g, " ").trim().slice(0, maxFailureMessageChars);
   return {
     class: failureClass,
-    code: details.code ?? failureClass,
+    code: (details.code ?? failureClass).slice(0, maxFailureCodeChars),
     message: line.toWellFormed(),
     ...(details.retryAfterMs === undefined ? {} : { retryAfterMs: details.retryAfterMs }),
     ...(details.requestId === undefined ? {} : { requestId: details.requestId }),
@@ -103,6 +223,8 @@ export const refusalRules = {
   missing_required_parameter: { httpStatus: 400, type: "invalid_request_error" },
   too_deep: { httpStatus: 400, type: "invalid_request_error" },
   body_too_large: { httpStatus: 413, type: "invalid_request_error" },
+  unsupported_media_type: { httpStatus: 415, type: "invalid_request_error" },
+  origin_not_allowed: { httpStatus: 403, type: "permission_error" },
   invalid_api_key: { httpStatus: 401, type: "authentication_error" },
   unknown_agent: { httpStatus: 404, type: "invalid_request_error" },
   model_not_found: { httpStatus: 404, type: "invalid_request_error" },
@@ -122,6 +244,7 @@ export const refusalRules = {
   not_cancellable: { httpStatus: 400, type: "invalid_request_error" },
   store_unavailable: { httpStatus: 503, type: "server_error" },
   engine_unavailable: { httpStatus: 503, type: "server_error" },
+  gateway_closing: { httpStatus: 503, type: "server_error" },
 } as const;
 
 export type RefusalCode = keyof typeof refusalRules;
@@ -136,7 +259,12 @@ export class Refusal extends Error {
   readonly type: string;
   readonly param: string | null;
 
-  constructor(code: RefusalCode, message: string, param: string | null = null, options?: ErrorOptions) {
+  constructor(
+    code: RefusalCode,
+    message: string,
+    param: string | null = null,
+    options?: ErrorOptions,
+  ) {
     super(message, options);
     this.name = "Refusal";
     this.code = code;

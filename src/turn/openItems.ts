@@ -126,10 +126,7 @@ function closeParts(
     .filter(([, part]) => !part.done)
     .flatMap(([at, part]) => {
       const place = { item_id: item.item["id"], output_index: item.index, [indexName]: at };
-      return [
-        ...textDone(part, place),
-        { type: doneType, ...place, part: finishedPart(part) },
-      ];
+      return [...textDone(part, place), { type: doneType, ...place, part: finishedPart(part) }];
     });
 }
 

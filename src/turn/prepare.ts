@@ -42,6 +42,11 @@ function refuseNameConflicts(request: TurnRequest, agent: Agent): void {
   );
 }
 
+/** Equal for requests that ask for the same turn, however they want it delivered [4]. */
+export function requestHash(body: ResponseRequest): Buffer {
+  return contentHash({ ...body, stream: undefined, stream_options: undefined });
+}
+
 /**
  * Checks a request and finds its agent among the registered ones.
  *
@@ -59,7 +64,7 @@ export function prepareTurn(body: ResponseRequest, agents: readonly Agent[]): Pr
     agentVersion: agent.version,
     model,
     request,
-    requestHash: contentHash({ ...body, stream: undefined, stream_options: undefined }),
+    requestHash: requestHash(body),
     limits: { ...defaultTurnLimits, ...agent.limits },
   };
 }

@@ -111,8 +111,7 @@ export function checkMetadata(value: unknown): Record<string, string> {
   return value as Record<string, string>;
 }
 
-function checkItem(value: unknown, index: number): Item {
-  const param = `input[${index}]`;
+function checkItem(value: unknown, param: string): Item {
   if (!isObject(value)) throw invalid(`'${param}' must be an item object.`, param);
   const type = value["type"] ?? (value["role"] === undefined ? undefined : "message");
   if (typeof type !== "string") throw invalid(`'${param}.type' must name an item type.`, param);
@@ -150,7 +149,7 @@ export function checkItems(value: unknown, param: string): Item[] {
   if (value.length > maxInputItems) {
     throw invalid(`'${param}' may have at most ${maxInputItems} items.`, param);
   }
-  const items = value.map(checkItem);
+  const items = value.map((item, index) => checkItem(item, `${param}[${index}]`));
   const seen = new Set<string>();
   for (const item of items) {
     if (seen.has(item.id)) throw invalid(`The item id '${item.id}' appears twice.`, param);

@@ -1,0 +1,26 @@
+# One image for every role: `docker run turnkeeper worker`, `docker run turnkeeper gateway`.
+
+FROM node:24-slim AS build
+WORKDIR /app
+COPY package.json package-lock.json .npmrc ./
+RUN npm install --no-save --no-audit --no-fund --loglevel=error
+COPY . .
+RUN npm run build
+
+FROM node:24-slim AS packages
+WORKDIR /app
+COPY package.json package-lock.json .npmrc ./
+RUN npm install --no-save --omit=dev --no-audit --no-fund --loglevel=error
+
+FROM node:24-slim
+ENV NODE_ENV=production \
+    TURNKEEPER_HOST=0.0.0.0 \
+    TURNKEEPER_WORKFLOW_BUNDLE=/app/dist/workflows.bundle.js
+WORKDIR /app
+COPY --from=packages /app/node_modules node_modules
+COPY --from=build /app/dist dist
+COPY package.json ./
+USER node
+EXPOSE 7823
+ENTRYPOINT ["node", "--enable-source-maps", "dist/src/cli.js"]
+CMD ["gateway"]

@@ -1,0 +1,49 @@
+import { Turnkeeper } from "../client.ts";
+import type { Config } from "../config.ts";
+import { createEngine, findSearchAttributes } from "../engine.ts";
+import { EventHub } from "../events/hub.ts";
+import { startGateway } from "../gateway/gateway.ts";
+import { connectLazily } from "../temporal.ts";
+import { createLog, openDatabase, shutdownSignal } from "./parts.ts";
+import { waitFor } from "./waiting.ts";
+
+/** `turnkeeper gateway`: serves HTTP until SIGTERM; open streams end and resume elsewhere. */
+export async function runGateway(config: Config): Promise<void> {
+  const log = createLog(config);
+  const signal = shutdownSignal();
+  const database = await openDatabase(config, log, signal);
+  const { connection, client } = connectLazily({});
+  const searchAttributes = await waitFor(
+    "Temporal",
+    () => findSearchAttributes(client),
+    log,
+    signal,
+  );
+  const engine = createEngine({
+    client,
+    taskQueue: config.taskQueue,
+    eagerStart: false,
+    searchAttributes,
+  });
+  const hub = await EventHub.open(database);
+  const gateway = await startGateway({
+    database,
+    hub,
+    turnkeeper: new Turnkeeper({ database, hub, engine }, "default"),
+    engine,
+    host: config.host,
+    port: config.port,
+    maxBodyBytes: config.maxBodyBytes,
+    log,
+  });
+  log.info({ url: gateway.url }, "gateway started");
+  await new Promise<void>((resolve) => {
+    if (signal.aborted) resolve();
+    signal.addEventListener("abort", () => resolve());
+  });
+  await gateway.close();
+  await hub.close();
+  await connection.close();
+  await database.close();
+  log.info("gateway stopped");
+}

@@ -1,0 +1,62 @@
+import { pino } from "pino";
+import type { Logger } from "pino";
+import { InvalidConfig } from "../config.ts";
+import type { Config } from "../config.ts";
+import { openModelEndpoint } from "../responses/call.ts";
+import type { ModelEndpoint } from "../responses/call.ts";
+import type { Database } from "../store/database.ts";
+import { migrate } from "../store/migrate.ts";
+import { openPostgres } from "../store/postgres.ts";
+import { waitFor } from "./waiting.ts";
+
+/** A log of JSON lines on stderr; bodies and secrets are never given to it [15]. */
+export function createLog(config: Config): Logger {
+  return pino({ level: config.logLevel, base: null }, pino.destination(2));
+}
+
+/** Aborts at the first SIGINT or SIGTERM; the second one ends the process at once. */
+export function shutdownSignal(): AbortSignal {
+  const controller = new AbortController();
+  for (const signal of ["SIGINT", "SIGTERM"] as const) {
+    process.on(signal, () => {
+      const exitCodeOfInterrupt = 130;
+      if (controller.signal.aborted) process.exit(exitCodeOfInterrupt);
+      controller.abort(new Error(`Stopped by ${signal}.`));
+    });
+  }
+  return controller.signal;
+}
+
+/** The PostgreSQL that `DATABASE_URL` names, with its schema up to date. */
+export async function openDatabase(
+  config: Config,
+  log: Logger,
+  signal: AbortSignal,
+): Promise<Database> {
+  if (config.databaseUrl === null) {
+    throw new InvalidConfig([
+      "DATABASE_URL: names the PostgreSQL that workers and gateways share, such as postgres://user@host/turnkeeper. Only 'turnkeeper dev' runs without it.",
+    ]);
+  }
+  const database = openPostgres({
+    url: config.databaseUrl,
+    maxConnections: config.maxDatabaseConnections,
+  });
+  await waitFor("the database of DATABASE_URL", () => migrate(database), log, signal);
+  return database;
+}
+
+/** The provider's endpoint. */
+export function openEndpoint(config: Config): ModelEndpoint {
+  if (config.openaiApiKey === null) {
+    throw new InvalidConfig([
+      "OPENAI_API_KEY: the key of the model provider; or OPENAI_BASE_URL for a server that needs none.",
+    ]);
+  }
+  return openModelEndpoint({
+    baseUrl: config.openaiBaseUrl,
+    apiKey: config.openaiApiKey,
+    connectTimeoutMs: config.connectTimeoutMs,
+    headersTimeoutMs: config.headersTimeoutMs,
+  });
+}

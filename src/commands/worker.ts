@@ -1,0 +1,45 @@
+import type { Config } from "../config.ts";
+import { connectNatively } from "../temporal.ts";
+import { createWorker, janitorSettings } from "../worker.ts";
+import { loadApp } from "../app.ts";
+import { createLog, openDatabase, openEndpoint, shutdownSignal } from "./parts.ts";
+import { waitFor } from "./waiting.ts";
+
+/** `turnkeeper worker`: runs turns until SIGTERM, then lets the running calls end and exits. */
+export async function runWorker(config: Config): Promise<void> {
+  const log = createLog(config);
+  const signal = shutdownSignal();
+  const app = await loadApp(config);
+  const endpoint = openEndpoint(config);
+  const database = await openDatabase(config, log, signal);
+  const { connection, client } = await waitFor(
+    "Temporal",
+    () => connectNatively({}, log),
+    log,
+    signal,
+  );
+  const worker = await createWorker({
+    ...app,
+    connection,
+    client,
+    database,
+    endpoint,
+    log,
+    taskQueue: config.taskQueue,
+    workflowBundle: config.workflowBundle,
+    maxModelSteps: config.maxModelSteps,
+    shutdownGraceMs: config.shutdownGraceMs,
+    janitor: janitorSettings(config),
+  });
+  signal.addEventListener("abort", () => worker.shutdown());
+  if (signal.aborted) worker.shutdown();
+  log.info(
+    { taskQueue: config.taskQueue, agents: app.agents.map((each) => each.name) },
+    "worker started",
+  );
+  await worker.run();
+  await endpoint.close();
+  await connection.close();
+  await database.close();
+  log.info("worker stopped");
+}

@@ -1,0 +1,179 @@
+import { join } from "node:path";
+import type { Logger } from "pino";
+import { configuredTemporal, findTemporal } from "../../setup/temporal.mjs";
+import { Turnkeeper } from "../client.ts";
+import { loadApp } from "../app.ts";
+import type { Config } from "../config.ts";
+import { EventHub } from "../events/hub.ts";
+import { startGateway } from "../gateway/gateway.ts";
+import { openModelEndpoint } from "../responses/call.ts";
+import type { ModelEndpoint } from "../responses/call.ts";
+import { startSimulator } from "../simulator/server.ts";
+import type { Database } from "../store/database.ts";
+import { migrate } from "../store/migrate.ts";
+import { openPglite } from "../store/pglite.ts";
+import { openPostgres } from "../store/postgres.ts";
+import { connectNatively } from "../temporal.ts";
+import { createWorker, janitorSettings } from "../worker.ts";
+import { exampleApp } from "./exampleApp.ts";
+import { lockDataFolder } from "./lockFile.ts";
+import { claimPort, stepToFreePort } from "./ports.ts";
+import { startTemporalServer } from "./temporalServer.ts";
+
+/** Everything of Turnkeeper in this process, and Temporal beside it. */
+export interface DevStack {
+  database: Database;
+  gatewayUrl: string;
+  /** `undefined` when Temporal was there already: then it is known to who started it. */
+  temporalUiUrl: string | undefined;
+  namespace: string;
+  isSimulated: boolean;
+  /** Rejects when a part that must stay up has stopped. */
+  broken: Promise<never>;
+  close(): Promise<void>;
+}
+
+const preferredTemporalPort = 7233;
+const preferredUiPort = 8233;
+
+/** Parts that were started, closed in the opposite order. */
+class Started {
+  readonly #closers: (() => Promise<unknown>)[] = [];
+
+  add<Part>(part: Part, close: (part: Part) => Promise<unknown>): Part {
+    this.#closers.push(() => close(part));
+    return part;
+  }
+
+  async close(): Promise<void> {
+    for (const close of this.#closers.splice(0).reverse()) await close();
+  }
+}
+
+async function openDevDatabase(config: Config): Promise<Database> {
+  const database =
+    config.databaseUrl === null
+      ? await openPglite(join(config.folder, "pglite"))
+      : openPostgres({ url: config.databaseUrl, maxConnections: config.maxDatabaseConnections });
+  await migrate(database);
+  return database;
+}
+
+async function startTemporal(config: Config, log: Logger, started: Started) {
+  if (configuredTemporal() !== undefined) return undefined;
+  const binary = await findTemporal();
+  if (binary === undefined) {
+    throw new Error("There is no Temporal server. Run 'npm start' once: it installs one.");
+  }
+  const server = await startTemporalServer({
+    binary,
+    dbFilename: join(config.folder, "temporal.db"),
+    port: await stepToFreePort(preferredTemporalPort),
+    uiPort: await stepToFreePort(preferredUiPort),
+    log: (line) => log.debug({ line }, "temporal"),
+  });
+  return started.add(server, (each) => each.stop());
+}
+
+async function openDevEndpoint(config: Config, started: Started): Promise<ModelEndpoint> {
+  const timeouts = {
+    connectTimeoutMs: config.connectTimeoutMs,
+    headersTimeoutMs: config.headersTimeoutMs,
+  };
+  if (config.openaiApiKey !== null) {
+    const { openaiBaseUrl: baseUrl, openaiApiKey: apiKey } = config;
+    return openModelEndpoint({ baseUrl, apiKey, ...timeouts });
+  }
+  const simulator = started.add(await startSimulator({ mode: "friendly" }), (each) => each.close());
+  return openModelEndpoint({ baseUrl: simulator.baseUrl, apiKey: "simulated", ...timeouts });
+}
+
+/**
+ * Starts the whole of Turnkeeper for development, in `config.folder`.
+ *
+ * @param say told of each step as it begins.
+ * @throws PortTakenError or DataFolderInUseError, which say what to do.
+ */
+export async function startDevStack(
+  config: Config,
+  log: Logger,
+  say: (step: string) => void,
+): Promise<DevStack> {
+  const started = new Started();
+  try {
+    return await startParts(config, log, say, started);
+  } catch (error) {
+    await started.close();
+    throw error;
+  }
+}
+
+async function startParts(
+  config: Config,
+  log: Logger,
+  say: (step: string) => void,
+  started: Started,
+): Promise<DevStack> {
+  started.add(await lockDataFolder(config.folder), (each) => each.release());
+  const port = config.isPortGiven
+    ? await claimPort(config.port, "TURNKEEPER_PORT or --port")
+    : await stepToFreePort(config.port);
+  say(config.databaseUrl === null ? "opening the embedded database" : "connecting to PostgreSQL");
+  const database = started.add(await openDevDatabase(config), (each) => each.close());
+  say("starting Temporal");
+  const temporal = await startTemporal(config, log, started);
+  const { connection, client } = await connectNatively({ address: temporal?.address }, log);
+  started.add(connection, (each) => each.close());
+  say("starting the worker");
+  const endpoint = started.add(await openDevEndpoint(config, started), (each) => each.close());
+  const hub = started.add(await EventHub.open(database), (each) => each.close());
+  const app = config.app === null ? exampleApp(config.model) : await loadApp(config);
+  const worker = await createWorker({
+    ...app,
+    connection,
+    client,
+    database,
+    endpoint,
+    hub,
+    log,
+    taskQueue: config.taskQueue,
+    workflowBundle: config.workflowBundle,
+    maxModelSteps: config.maxModelSteps,
+    shutdownGraceMs: config.shutdownGraceMs,
+    janitor: janitorSettings(config),
+  });
+  const running = worker.run();
+  running.catch(() => {});
+  started.add(worker, async (each) => {
+    each.shutdown();
+    await running;
+  });
+  const gateway = await startGateway({
+    database,
+    hub,
+    turnkeeper: new Turnkeeper({ database, hub, engine: worker.engine }, "default"),
+    engine: worker.engine,
+    host: config.host,
+    port,
+    maxBodyBytes: config.maxBodyBytes,
+    log,
+  });
+  started.add(gateway, (each) => each.close());
+  return {
+    database,
+    gatewayUrl: gateway.url,
+    temporalUiUrl: temporal?.uiUrl,
+    namespace: client.options.namespace,
+    isSimulated: config.openaiApiKey === null,
+    broken: whenBroken(running, temporal?.exited),
+    close: () => started.close(),
+  };
+}
+
+async function whenBroken(
+  running: Promise<void>,
+  temporalExited: Promise<unknown> | undefined,
+): Promise<never> {
+  await Promise.race([running, ...(temporalExited === undefined ? [] : [temporalExited])]);
+  throw new Error("The worker or Temporal has stopped.");
+}

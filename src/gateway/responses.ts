@@ -1,0 +1,107 @@
+import type { FastifyInstance, FastifyReply, FastifyRequest } from "fastify";
+import type { BusyMode } from "../store/admission.ts";
+import { failure, Refusal } from "../turn/failures.ts";
+import type { ResponseRequest } from "../turn/request.ts";
+import { responseObject } from "../turn/response.ts";
+import type { Turn } from "../turn/turn.ts";
+import { objectBody } from "./body.ts";
+import { closingRefusal, watchConnection } from "./connection.ts";
+import type { Connection } from "./connection.ts";
+import { answerFailure } from "./errors.ts";
+import { sendEvents } from "./sse.ts";
+
+interface Headers {
+  "idempotency-key"?: string;
+  "x-turnkeeper-when-busy"?: BusyMode;
+  "x-stainless-retry-count"?: string;
+}
+
+const headersSchema = {
+  type: "object",
+  properties: {
+    "x-turnkeeper-when-busy": { type: "string", enum: ["reject", "queue"] },
+  },
+};
+
+function streamFlag(body: Record<string, unknown>): boolean {
+  const stream = body["stream"] ?? false;
+  if (typeof stream === "boolean") return stream;
+  throw new Refusal("invalid_value", "'stream' must be true or false.", "stream");
+}
+
+/**
+ * The turn that a request means: the one it starts, or, where an SDK sends a request again by itself
+ * because its connection broke, the one that it had started.
+ */
+async function findOrStartTurn(
+  request: FastifyRequest<{ Headers: Headers }>,
+  body: ResponseRequest,
+): Promise<Turn> {
+  const { turns, apiKeyId } = request.caller;
+  const { headers } = request;
+  const idempotencyKey = headers["idempotency-key"];
+  const isSentAgain = Number(headers["x-stainless-retry-count"] ?? 0) > 0;
+  if (isSentAgain && idempotencyKey === undefined) {
+    const turn = await turns.reattach(body, apiKeyId);
+    if (turn !== null) return turn;
+  }
+  const { turn } = await turns.admit(body, {
+    idempotencyKey,
+    apiKeyId: apiKeyId ?? undefined,
+    whenBusy: headers["x-turnkeeper-when-busy"],
+  });
+  return turn;
+}
+
+/** Answers when the turn has ended: with its response, or with its failure as an error. */
+async function answerWhenEnded(
+  request: FastifyRequest,
+  reply: FastifyReply,
+  turn: Turn,
+  connection: Connection,
+): Promise<FastifyReply> {
+  let ended: Turn;
+  try {
+    ended = await request.caller.turns.waitForEnd(turn.id, connection.signal);
+  } catch (error) {
+    if (connection.isClientGone()) return reply.hijack();
+    if (connection.signal.aborted) throw closingRefusal();
+    throw error;
+  }
+  if (ended.status !== "failed") return reply.send(responseObject(ended));
+  return answerFailure(reply, ended.failure ?? failure("internal"));
+}
+
+/** The caller did not get the whole answer; its SDK may send the request again. */
+async function noteCutOff(request: FastifyRequest, turn: Turn): Promise<void> {
+  try {
+    await request.caller.turns.markDisconnected(turn.id);
+  } catch (error) {
+    request.log.warn({ err: error, turn: turn.id }, "a broken connection was not recorded");
+  }
+}
+
+/** `POST /v1/responses`: one request is one turn is one response. */
+export function addResponseRoute(app: FastifyInstance, closing: AbortSignal): void {
+  app.post<{ Headers: Headers }>(
+    "/v1/responses",
+    { schema: { headers: headersSchema } },
+    async (request, reply) => {
+      const body = objectBody(request) as ResponseRequest;
+      const isStream = streamFlag(body);
+      const connection = watchConnection(reply, closing);
+      const turn = await findOrStartTurn(request, body);
+      if (connection.signal.aborted) await noteCutOff(request, turn);
+      else connection.signal.addEventListener("abort", () => void noteCutOff(request, turn));
+      reply.header("x-turnkeeper-turn-id", turn.id);
+      reply.header("x-turnkeeper-conversation-id", turn.conversationId);
+      if (isStream) {
+        const events = request.caller.turns.watch(turn.id, { signal: connection.signal });
+        await sendEvents(reply, events, connection);
+        return reply;
+      }
+      if (turn.request.background) return reply.send(responseObject(turn));
+      return answerWhenEnded(request, reply, turn, connection);
+    },
+  );
+}

@@ -1,0 +1,53 @@
+import { once } from "node:events";
+import type { FastifyReply } from "fastify";
+import { recordedType, wireJson } from "../turn/events.ts";
+import type { RecordedEvent } from "../turn/events.ts";
+import type { Connection } from "./connection.ts";
+
+/** Proxies give up connections that are silent, the shortest usual limit being 30 s. */
+const keepAliveMs = 15_000;
+const keepAlive = ": keep-alive\n\n";
+
+const headers = {
+  "content-type": "text/event-stream; charset=utf-8",
+  "cache-control": "no-cache",
+  // Asks nginx and those that follow it not to hold events back.
+  "x-accel-buffering": "no",
+};
+
+function frame(event: RecordedEvent): string {
+  return `event: ${recordedType(event.body)}\ndata: ${wireJson(event)}\n\n`;
+}
+
+/**
+ * Writes events to a caller until they end, at the caller's speed. A stream that ends before its
+ * turn, because the gateway closes or the database is away, is cut off rather than ended: a clean
+ * end would look like the end of the answer.
+ */
+export async function sendEvents(
+  reply: FastifyReply,
+  batches: AsyncIterable<RecordedEvent[]>,
+  connection: Connection,
+  keepAliveEveryMs: number = keepAliveMs,
+): Promise<void> {
+  const { raw } = reply;
+  const { signal } = connection;
+  reply.hijack();
+  raw.writeHead(reply.statusCode, { ...reply.getHeaders(), ...headers });
+  raw.flushHeaders();
+  const timer = setInterval(() => {
+    if (!raw.writableNeedDrain) raw.write(keepAlive);
+  }, keepAliveEveryMs);
+  try {
+    for await (const batch of batches) {
+      if (!raw.write(batch.map(frame).join(""))) await once(raw, "drain", { signal });
+    }
+    signal.throwIfAborted();
+    raw.end();
+  } catch (error) {
+    if (!signal.aborted) reply.log.error({ err: error }, "event stream broke off");
+    raw.destroy();
+  } finally {
+    clearInterval(timer);
+  }
+}

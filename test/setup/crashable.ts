@@ -1,0 +1,59 @@
+import type { Client } from "@temporalio/client";
+import { Turnkeeper } from "../../src/client.ts";
+import { startSimulator } from "../../src/simulator/server.ts";
+import type { Simulator } from "../../src/simulator/server.ts";
+import { openPostgres } from "../../src/store/postgres.ts";
+import type { Database } from "../../src/store/database.ts";
+import { connectLazily } from "../../src/temporal.ts";
+import { createTestDatabase } from "./database.ts";
+import { sharedTemporal, uniqueTaskQueue } from "./servers.ts";
+import { startWorkerProcess } from "./workerProcess.ts";
+import type { WorkerProcess, WorkerProcessOptions } from "./workerProcess.ts";
+
+/** A client in this process; workers come and go in processes of their own. */
+export interface Crashable {
+  database: Database;
+  simulator: Simulator;
+  turnkeeper: Turnkeeper;
+  temporal: Client;
+  startWorker(options?: Partial<WorkerProcessOptions>): Promise<WorkerProcess>;
+  close(): Promise<void>;
+}
+
+export async function startCrashable(): Promise<Crashable> {
+  const { url } = await createTestDatabase();
+  const taskQueue = uniqueTaskQueue();
+  const simulator = await startSimulator({ mode: "scripted" });
+  const turnkeeper = await Turnkeeper.connect({
+    databaseUrl: url,
+    temporalAddress: sharedTemporal().address,
+    taskQueue,
+  });
+  const database = openPostgres({ url });
+  const { connection, client } = connectLazily({ address: sharedTemporal().address });
+  const workers = new Set<WorkerProcess>();
+  return {
+    database,
+    simulator,
+    turnkeeper,
+    temporal: client,
+    async startWorker(options = {}) {
+      const worker = await startWorkerProcess({
+        databaseUrl: url,
+        temporalAddress: sharedTemporal().address,
+        taskQueue,
+        openaiBaseUrl: simulator.baseUrl,
+        ...options,
+      });
+      workers.add(worker);
+      return worker;
+    },
+    async close() {
+      for (const worker of workers) await worker.kill();
+      await turnkeeper.close();
+      await connection.close();
+      await database.close();
+      await simulator.close();
+    },
+  };
+}

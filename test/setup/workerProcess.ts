@@ -1,0 +1,76 @@
+import { spawn } from "node:child_process";
+import type { ChildProcess } from "node:child_process";
+import { once } from "node:events";
+import { createInterface } from "node:readline";
+import { fileURLToPath } from "node:url";
+
+const cli = fileURLToPath(new URL("../../src/cli.ts", import.meta.url));
+
+export interface WorkerProcessOptions {
+  databaseUrl: string;
+  temporalAddress: string;
+  taskQueue: string;
+  openaiBaseUrl: string;
+  environment?: Record<string, string>;
+}
+
+/** A `turnkeeper worker` in a process of its own, to be killed. */
+export interface WorkerProcess {
+  signal(signal: NodeJS.Signals): void;
+  /** Kills without a chance to clean up, and waits until the process is gone. */
+  kill(): Promise<void>;
+  /** Asks for an orderly end. Returns the exit code. */
+  stop(): Promise<number | null>;
+}
+
+const living = new Set<ChildProcess>();
+process.on("exit", () => {
+  for (const child of living) child.kill("SIGKILL");
+});
+
+/** Starts a worker and waits until it runs. */
+export async function startWorkerProcess(options: WorkerProcessOptions): Promise<WorkerProcess> {
+  const child = spawn(process.execPath, [cli, "worker"], {
+    env: {
+      PATH: process.env["PATH"],
+      HOME: process.env["HOME"],
+      DATABASE_URL: options.databaseUrl,
+      TEMPORAL_ADDRESS: options.temporalAddress,
+      TURNKEEPER_TASK_QUEUE: options.taskQueue,
+      OPENAI_BASE_URL: options.openaiBaseUrl,
+      OPENAI_API_KEY: "sk-simulated",
+      TURNKEEPER_JANITOR_ROUND_MS: "500",
+      TURNKEEPER_JANITOR_PATIENCE_MS: "1000",
+      ...options.environment,
+    },
+    stdio: ["ignore", "ignore", "pipe"],
+  });
+  living.add(child);
+  const exited = once(child, "exit").then(([code]) => {
+    living.delete(child);
+    return code as number | null;
+  });
+  const lines: string[] = [];
+  const started = new Promise<void>((resolve) => {
+    createInterface({ input: child.stderr }).on("line", (line) => {
+      lines.push(line);
+      if (line.includes("worker started")) resolve();
+    });
+  });
+  const failed = exited.then((code) => {
+    throw new Error(`The worker ended with ${code} before it ran:\n${lines.join("\n")}`);
+  });
+  failed.catch(() => {});
+  await Promise.race([started, failed]);
+  return {
+    signal: (signal) => void child.kill(signal),
+    async kill() {
+      child.kill("SIGKILL");
+      await exited;
+    },
+    stop() {
+      child.kill("SIGTERM");
+      return exited;
+    },
+  };
+}
