@@ -72,6 +72,9 @@ export interface ConnectOptions {
 /** How long after its start an interrupted request may be sent again without a key (DESIGN §3). */
 const reattachWithinMs = 60_000;
 
+/** Events of an ended turn that are read at a time. */
+const pageEvents = 512;
+
 const idempotencyKeyPattern = /^[\x21-\x7e]{1,255}$/;
 
 function ifUnavailable(error: unknown): null {
@@ -103,7 +106,8 @@ export class TurnHandle {
   async *events(
     options: { after?: number; signal?: AbortSignal } = {},
   ): AsyncGenerator<NumberedEvent> {
-    for await (const batch of this.#turns.watch(this.id, options)) yield* batch.map(parseEvent);
+    const turn = await this.#turns.read(this.id);
+    for await (const batch of await this.#turns.watch(turn, options)) yield* batch.map(parseEvent);
   }
 
   /** Waits for the end of the turn, however it ends. */
@@ -208,31 +212,24 @@ export class Turns {
   }
 
   /**
-   * Recorded events of a turn in batches, as {@link TurnHandle.events} gives them one by one.
+   * Recorded events of a turn in batches, as {@link TurnHandle.events} gives them one by one. What
+   * can be refused is refused before the first batch.
    *
-   * @throws Refusal `response_not_found` or `stream_expired`.
+   * @throws Refusal `stream_expired`, or `invalid_value` when `after` is a number from the future.
    */
-  async *watch(
-    turnId: string,
+  async watch(
+    turn: Turn,
     options: { after?: number; signal?: AbortSignal } = {},
-  ): AsyncGenerator<RecordedEvent[]> {
+  ): Promise<AsyncIterable<RecordedEvent[]>> {
     const after = options.after ?? -1;
-    const turn = await this.read(turnId);
-    if (isTerminal(turn.status)) {
-      yield* this.#readEnded(turn, after);
-      return;
-    }
-    // A number from the future would keep the hub from seeing what comes before it.
-    const last = after < 0 ? after : await this.#lastNumber(turnId);
+    if (isTerminal(turn.status)) return this.#readEnded(turn, await this.#readPage(turn, after));
+    const last = after < 0 ? after : await this.#lastNumber(turn.id);
     if (after > last) {
+      // It would keep the hub from seeing what comes before that number.
       const problem = `The last event of this response so far has number ${last}.`;
       throw new Refusal("invalid_value", problem, "starting_after");
     }
-    yield* this.#parts.hub.subscribe(turn, after, options.signal);
-  }
-
-  #lastNumber(turnId: string): Promise<number> {
-    return this.#reachable(() => readLastNumber(this.#parts.database, turnId));
+    return this.#parts.hub.subscribe(turn, after, options.signal);
   }
 
   /** Waits until the turn is terminal, and returns its record. */
@@ -272,26 +269,30 @@ export class Turns {
     return this.read(turnId);
   }
 
-  async *#readEnded(turn: Turn, after: number): AsyncGenerator<RecordedEvent[]> {
-    const { database } = this.#parts;
-    const pageEvents = 512;
-    let cursor = after;
+  async *#readEnded(turn: Turn, first: RecordedEvent[]): AsyncGenerator<RecordedEvent[]> {
+    let page = first;
     for (;;) {
-      const cursors = [{ ...turn, after: cursor }];
-      const pages = await this.#reachable(() => readEventsAfter(database, cursors, pageEvents));
-      const page = pages.get(turn.id) ?? [];
-      const isMissing = page[0] !== undefined && page[0].sequenceNumber !== cursor + 1;
-      if (isMissing || (page.length === 0 && cursor < (await this.#lastNumber(turn.id)))) {
-        const advice = "Retrieve the response without 'stream' instead.";
-        throw new Refusal(
-          "stream_expired",
-          `The events of this response have been dropped. ${advice}`,
-        );
-      }
-      if (page.length > 0) yield page;
+      const last = page.at(-1);
+      if (last === undefined) return;
+      yield page;
       if (page.length < pageEvents) return;
-      cursor = page.at(-1)?.sequenceNumber ?? cursor;
+      page = await this.#readPage(turn, last.sequenceNumber);
     }
+  }
+
+  async #readPage(turn: Turn, after: number): Promise<RecordedEvent[]> {
+    const { database } = this.#parts;
+    const cursors = [{ ...turn, after }];
+    const pages = await this.#reachable(() => readEventsAfter(database, cursors, pageEvents));
+    const page = pages.get(turn.id) ?? [];
+    const isWhole = page[0] !== undefined && page[0].sequenceNumber === after + 1;
+    if (isWhole || after >= (await this.#lastNumber(turn.id))) return page;
+    const advice = "Retrieve the response without 'stream' instead.";
+    throw new Refusal("stream_expired", `The events of this response have been dropped. ${advice}`);
+  }
+
+  #lastNumber(turnId: string): Promise<number> {
+    return this.#reachable(() => readLastNumber(this.#parts.database, turnId));
   }
 
   /** Translates a database out of reach into what callers are told. */

@@ -28,7 +28,6 @@ export async function runGateway(config: Config): Promise<void> {
   const hub = await EventHub.open(database);
   const gateway = await startGateway({
     database,
-    hub,
     turnkeeper: new Turnkeeper({ database, hub, engine }, "default"),
     engine,
     host: config.host,

@@ -150,7 +150,6 @@ async function startParts(
   });
   const gateway = await startGateway({
     database,
-    hub,
     turnkeeper: new Turnkeeper({ database, hub, engine: worker.engine }, "default"),
     engine: worker.engine,
     host: config.host,

@@ -1,8 +1,12 @@
 import type { FastifyReply } from "fastify";
 import { Refusal } from "../turn/failures.ts";
 
-/** Why a wait for a turn was given up. The turn goes on. */
-export type WaitEnd = "client_gone" | "gateway_closing";
+/** What every route that streams or waits needs. */
+export interface StreamParts {
+  /** Aborts when the gateway begins to close. */
+  closing: AbortSignal;
+  keepAliveMs: number;
+}
 
 /** A caller's connection, as long as its answer is not complete. */
 export interface Connection {

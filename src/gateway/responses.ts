@@ -6,7 +6,7 @@ import { responseObject } from "../turn/response.ts";
 import type { Turn } from "../turn/turn.ts";
 import { objectBody } from "./body.ts";
 import { closingRefusal, watchConnection } from "./connection.ts";
-import type { Connection } from "./connection.ts";
+import type { Connection, StreamParts } from "./connection.ts";
 import { answerFailure } from "./errors.ts";
 import { sendEvents } from "./sse.ts";
 
@@ -53,6 +53,25 @@ async function findOrStartTurn(
   return turn;
 }
 
+/**
+ * Lets go of a request whose answer has not begun. SDKs send such a request again by themselves, so
+ * it is noted that this was what its connection was for.
+ */
+async function letGo(
+  request: FastifyRequest,
+  reply: FastifyReply,
+  turn: Turn,
+  connection: Connection,
+): Promise<FastifyReply> {
+  try {
+    await request.caller.turns.markDisconnected(turn.id);
+  } catch (error) {
+    request.log.warn({ err: error, turn: turn.id }, "a broken connection was not recorded");
+  }
+  if (connection.isClientGone()) return reply.hijack();
+  throw closingRefusal();
+}
+
 /** Answers when the turn has ended: with its response, or with its failure as an error. */
 async function answerWhenEnded(
   request: FastifyRequest,
@@ -64,40 +83,29 @@ async function answerWhenEnded(
   try {
     ended = await request.caller.turns.waitForEnd(turn.id, connection.signal);
   } catch (error) {
-    if (connection.isClientGone()) return reply.hijack();
-    if (connection.signal.aborted) throw closingRefusal();
+    if (connection.signal.aborted) return letGo(request, reply, turn, connection);
     throw error;
   }
   if (ended.status !== "failed") return reply.send(responseObject(ended));
   return answerFailure(reply, ended.failure ?? failure("internal"));
 }
 
-/** The caller did not get the whole answer; its SDK may send the request again. */
-async function noteCutOff(request: FastifyRequest, turn: Turn): Promise<void> {
-  try {
-    await request.caller.turns.markDisconnected(turn.id);
-  } catch (error) {
-    request.log.warn({ err: error, turn: turn.id }, "a broken connection was not recorded");
-  }
-}
-
 /** `POST /v1/responses`: one request is one turn is one response. */
-export function addResponseRoute(app: FastifyInstance, closing: AbortSignal): void {
+export function addResponseRoute(app: FastifyInstance, parts: StreamParts): void {
   app.post<{ Headers: Headers }>(
     "/v1/responses",
     { schema: { headers: headersSchema } },
     async (request, reply) => {
       const body = objectBody(request) as ResponseRequest;
       const isStream = streamFlag(body);
-      const connection = watchConnection(reply, closing);
+      const connection = watchConnection(reply, parts.closing);
       const turn = await findOrStartTurn(request, body);
-      if (connection.signal.aborted) await noteCutOff(request, turn);
-      else connection.signal.addEventListener("abort", () => void noteCutOff(request, turn));
+      if (connection.signal.aborted) return letGo(request, reply, turn, connection);
       reply.header("x-turnkeeper-turn-id", turn.id);
       reply.header("x-turnkeeper-conversation-id", turn.conversationId);
       if (isStream) {
-        const events = request.caller.turns.watch(turn.id, { signal: connection.signal });
-        await sendEvents(reply, events, connection);
+        const events = await request.caller.turns.watch(turn, { signal: connection.signal });
+        await sendEvents(reply, events, connection, parts.keepAliveMs);
         return reply;
       }
       if (turn.request.background) return reply.send(responseObject(turn));

@@ -1,11 +1,10 @@
 import { once } from "node:events";
+import type { OutgoingHttpHeaders } from "node:http";
 import type { FastifyReply } from "fastify";
 import { recordedType, wireJson } from "../turn/events.ts";
 import type { RecordedEvent } from "../turn/events.ts";
 import type { Connection } from "./connection.ts";
 
-/** Proxies give up connections that are silent, the shortest usual limit being 30 s. */
-const keepAliveMs = 15_000;
 const keepAlive = ": keep-alive\n\n";
 
 const headers = {
@@ -22,22 +21,22 @@ function frame(event: RecordedEvent): string {
 /**
  * Writes events to a caller until they end, at the caller's speed. A stream that ends before its
  * turn, because the gateway closes or the database is away, is cut off rather than ended: a clean
- * end would look like the end of the answer.
+ * end would look like the end of the answer. Every `keepAliveMs` a comment shows that it lives.
  */
 export async function sendEvents(
   reply: FastifyReply,
   batches: AsyncIterable<RecordedEvent[]>,
   connection: Connection,
-  keepAliveEveryMs: number = keepAliveMs,
+  keepAliveMs: number,
 ): Promise<void> {
   const { raw } = reply;
   const { signal } = connection;
   reply.hijack();
-  raw.writeHead(reply.statusCode, { ...reply.getHeaders(), ...headers });
+  raw.writeHead(reply.statusCode, { ...(reply.getHeaders() as OutgoingHttpHeaders), ...headers });
   raw.flushHeaders();
   const timer = setInterval(() => {
     if (!raw.writableNeedDrain) raw.write(keepAlive);
-  }, keepAliveEveryMs);
+  }, keepAliveMs);
   try {
     for await (const batch of batches) {
       if (!raw.write(batch.map(frame).join(""))) await once(raw, "drain", { signal });

@@ -7,6 +7,7 @@ import { responseObject } from "../turn/response.ts";
 import { isTerminal } from "../turn/turn.ts";
 import type { Turn } from "../turn/turn.ts";
 import { watchConnection } from "./connection.ts";
+import type { StreamParts } from "./connection.ts";
 import { shownItem } from "./items.ts";
 import { includeQuery, listObject, pageQuery, querySchema } from "./page.ts";
 import type { PageQuery } from "./page.ts";
@@ -31,7 +32,7 @@ interface RetrieveQuery {
   starting_after?: number;
 }
 
-function addRetrieveRoute(app: FastifyInstance, closing: AbortSignal): void {
+function addRetrieveRoute(app: FastifyInstance, parts: StreamParts): void {
   app.get<ById & { Querystring: RetrieveQuery }>(
     "/v1/responses/:id",
     { schema: querySchema(retrieveQuery) },
@@ -40,10 +41,9 @@ function addRetrieveRoute(app: FastifyInstance, closing: AbortSignal): void {
       const { turns } = request.caller;
       const turn = await turns.read(request.params.id);
       if (!stream) return responseObject(turn);
-      const connection = watchConnection(reply, closing);
-      const events = turns.watch(turn.id, { after, signal: connection.signal });
-      await turns.checkWatchable(turn, after);
-      await sendEvents(reply, events, connection);
+      const connection = watchConnection(reply, parts.closing);
+      const events = await turns.watch(turn, { after, signal: connection.signal });
+      await sendEvents(reply, events, connection, parts.keepAliveMs);
       return reply;
     },
   );
@@ -98,9 +98,9 @@ function addInputItemsRoute(app: FastifyInstance): void {
 /** `/v1/responses/{id}`: turns that are on record. */
 export function addStoredResponseRoutes(
   app: FastifyInstance,
-  parts: { database: Database; closing: AbortSignal },
+  parts: StreamParts & { database: Database },
 ): void {
-  addRetrieveRoute(app, parts.closing);
+  addRetrieveRoute(app, parts);
   addCancelRoute(app, parts.closing);
   addDeleteRoute(app, parts.database);
   addInputItemsRoute(app);

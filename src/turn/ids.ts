@@ -15,6 +15,7 @@ const prefixes = {
   item: "item",
   modelCall: "call",
   apiKey: "key",
+  request: "req",
 } as const;
 
 export type IdKind = keyof typeof prefixes;

@@ -18,8 +18,11 @@ export interface PreparedTurn {
   limits: TurnLimits;
 }
 
+/** Stands in columns, search attributes and logs; providers' own names have fewer characters. */
+const modelPattern = /^[\x21-\x7e]{1,256}$/;
+
 /** `model` names an agent, or a provider's model that the default agent is to use. */
-function findAgent(agents: readonly Agent[], name: string | null | undefined): [Agent, string] {
+function findAgent(agents: readonly Agent[], name: string | null): [Agent, string] {
   const named = agents.find((agent) => agent.name === (name ?? defaultAgentName));
   if (named !== undefined) return [named, named.model];
   const fallback = agents.find((agent) => agent.name === defaultAgentName);
@@ -29,6 +32,13 @@ function findAgent(agents: readonly Agent[], name: string | null | undefined): [
     `No agent '${name ?? defaultAgentName}' is registered, and no default agent that could use it as a model. Start a worker that defines it.`,
     "model",
   );
+}
+
+function checkModel(value: unknown): string | null {
+  if (value === undefined || value === null) return null;
+  if (typeof value === "string" && modelPattern.test(value)) return value;
+  const problem = "'model' must be a string of 1 to 256 printable ASCII characters without spaces.";
+  throw new Refusal("invalid_value", problem, "model");
 }
 
 function refuseNameConflicts(request: TurnRequest, agent: Agent): void {
@@ -53,10 +63,7 @@ export function requestHash(body: ResponseRequest): Buffer {
  * @throws Refusal naming the field that is wrong, `unknown_agent` or `tool_name_conflict`.
  */
 export function prepareTurn(body: ResponseRequest, agents: readonly Agent[]): PreparedTurn {
-  if (body.model !== undefined && body.model !== null && typeof body.model !== "string") {
-    throw new Refusal("invalid_value", "'model' must be a string.", "model");
-  }
-  const [agent, model] = findAgent(agents, body.model);
+  const [agent, model] = findAgent(agents, checkModel(body.model));
   const request = checkRequest(body);
   refuseNameConflicts(request, agent);
   return {

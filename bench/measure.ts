@@ -1,0 +1,36 @@
+/** The value below which `share` of the samples lie. */
+export function percentile(samples: readonly number[], share: number): number {
+  const sorted = [...samples].sort((left, right) => left - right);
+  return sorted[Math.min(sorted.length - 1, Math.floor(share * sorted.length))] ?? Number.NaN;
+}
+
+/** Milliseconds of `count` runs, one after the other, after some that do not count. */
+export async function timeEach(
+  count: number,
+  run: () => Promise<unknown>,
+  warmUps = 10,
+): Promise<number[]> {
+  for (let each = 0; each < warmUps; each++) await run();
+  const samples: number[] = [];
+  for (let each = 0; each < count; each++) {
+    const startedAt = performance.now();
+    await run();
+    samples.push(performance.now() - startedAt);
+  }
+  return samples;
+}
+
+/** Runs per second with `concurrency` under way at a time. */
+export async function throughput(
+  count: number,
+  concurrency: number,
+  run: () => Promise<unknown>,
+): Promise<number> {
+  let left = count;
+  const startedAt = performance.now();
+  const lane = async (): Promise<void> => {
+    while (left-- > 0) await run();
+  };
+  await Promise.all(Array.from({ length: concurrency }, lane));
+  return (count * 1000) / (performance.now() - startedAt);
+}

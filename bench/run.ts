@@ -1,0 +1,165 @@
+/**
+ * Prints one table: what a turn costs beside a bare SDK call and a bare one-activity workflow, in
+ * the same run on the same machine, with a model that answers at once. See docs/performance.md.
+ */
+import { mkdtemp, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
+import { bundleWorkflowCode } from "@temporalio/worker";
+import OpenAI from "openai";
+import { pino } from "pino";
+import { Turnkeeper } from "../src/client.ts";
+import { EventHub } from "../src/events/hub.ts";
+import { openModelEndpoint } from "../src/responses/call.ts";
+import { migrate } from "../src/store/migrate.ts";
+import { openPostgres } from "../src/store/postgres.ts";
+import { connectNatively } from "../src/temporal.ts";
+import { defineAgent } from "../src/turn/agent.ts";
+import { createWorker } from "../src/worker.ts";
+import { createBareWorker } from "./bare/worker.ts";
+import { startEnvironment, startRole } from "./environment.ts";
+import { percentile, throughput, timeEach } from "./measure.ts";
+import { bareSdk, bareWorkflow, inOneProcess, overHttp } from "./shapes.ts";
+import type { Shape } from "./shapes.ts";
+import { measureStreams } from "./streams.ts";
+
+const turns = Number(process.env["BENCH_TURNS"] ?? 100);
+const concurrentTurns = 300;
+const concurrency = 50;
+const streams = 20;
+const deltas = 300;
+const everyMs = 10;
+
+const rows: Record<string, string>[] = [];
+function report(what: string, way: string, figure: string, bar = ""): void {
+  rows.push({ what, way, figure, bar });
+  console.error(`${what} | ${way} | ${figure}${bar === "" ? "" : ` | ${bar}`}`);
+}
+
+const ms = (value: number): string => `${value.toFixed(1)} ms`;
+const ratio = (value: number, base: number): string => `${(value / base).toFixed(2)}x`;
+
+const log = pino({ level: "error" }, pino.destination(2));
+const folder = await mkdtemp(join(tmpdir(), "turnkeeper-bench-"));
+const workflowBundle = join(folder, "workflows.js");
+const { code } = await bundleWorkflowCode({
+  workflowsPath: fileURLToPath(new URL("../src/workflows/index.ts", import.meta.url)),
+  logger: { trace() {}, debug() {}, info() {}, warn() {}, error() {}, log() {} },
+});
+await writeFile(workflowBundle, code);
+
+const environment = await startEnvironment();
+const databaseUrl = environment.postgres.url();
+const database = openPostgres({ url: databaseUrl });
+await migrate(database);
+const sdk = new OpenAI({ baseURL: environment.openaiBaseUrl, apiKey: "sk-simulated" });
+const { connection, client } = await connectNatively({ address: environment.temporal.address }, log);
+
+// Turnkeeper in this process, like the bare workflow's worker: both get eager starts.
+const hub = await EventHub.open(database);
+const worker = await createWorker({
+  connection,
+  client,
+  taskQueue: "bench",
+  database,
+  endpoint: openModelEndpoint({
+    baseUrl: environment.openaiBaseUrl,
+    apiKey: "sk-simulated",
+    connectTimeoutMs: 5_000,
+    headersTimeoutMs: 60_000,
+  }),
+  hub,
+  agents: [defineAgent({ name: "default", model: "gpt-bench" })],
+  tools: [],
+  log,
+  workflowBundle,
+  maxModelSteps: 250,
+  shutdownGraceMs: 1_000,
+});
+const running = worker.run();
+const bareWorker = await createBareWorker(connection, sdk);
+const bareRunning = bareWorker.run();
+const turnkeeper = new Turnkeeper({ database, hub, engine: worker.engine }, "default");
+
+async function overhead(shape: Shape): Promise<{ p50: number; p95: number }> {
+  const samples = await timeEach(turns, shape.turn);
+  return { p50: percentile(samples, 0.5), p95: percentile(samples, 0.95) };
+}
+
+const base = await overhead(bareWorkflow(client));
+const bare = await overhead(bareSdk(sdk));
+const own = await overhead(inOneProcess(turnkeeper));
+report("turn, start → answer known, p50 / p95", "bare SDK call", `${ms(bare.p50)} / ${ms(bare.p95)}`);
+report("", "one-activity workflow", `${ms(base.p50)} / ${ms(base.p95)}`);
+report(
+  "",
+  "Turnkeeper, one process",
+  `${ms(own.p50)} / ${ms(own.p95)} = ${ratio(own.p50, base.p50)} / ${ratio(own.p95, base.p95)}`,
+  "<= 0.75x / 0.75x",
+);
+
+const bareFirst = percentile(await timeEach(turns, bareSdk(sdk).firstToken as never), 0.5);
+const first = async (shape: Shape): Promise<number> =>
+  percentile(await timeEach(turns, shape.firstToken as never), 0.5) - bareFirst;
+const ownFirst = await first(inOneProcess(turnkeeper));
+report(
+  "first token beyond the model's, p50",
+  "Turnkeeper, one process",
+  `${ms(ownFirst)} = ${ratio(ownFirst, base.p50)}`,
+  "<= 0.85x",
+);
+
+const bareRate = await throughput(concurrentTurns, concurrency, bareWorkflow(client).turn);
+const ownRate = await throughput(concurrentTurns, concurrency, inOneProcess(turnkeeper).turn);
+report("turns/s at 50 concurrent", "one-activity workflow", bareRate.toFixed(0));
+report("", "Turnkeeper, one process", `${ownRate.toFixed(0)} = ${ratio(ownRate, bareRate)}`, ">= 1.2x");
+
+const sample = await turnkeeper.turns.start({ agent: "gpt-bench", input: "What is the answer?" });
+await client.workflow.getHandle(sample.id).result();
+const description = await client.workflow.getHandle(sample.id).describe();
+report(
+  "history of a one-call turn",
+  "Turnkeeper",
+  `${description.historyLength} events, ${description.historySize} bytes`,
+  "<= 12 events, <= 8 KB",
+);
+
+bareWorker.shutdown();
+worker.shutdown();
+await Promise.all([running, bareRunning]);
+
+// Now apart, as in production: a worker and a gateway of their own, over HTTP.
+const apartWorker = await startRole("worker", environment, databaseUrl, workflowBundle);
+const gateway = await startRole("gateway", environment, databaseUrl, workflowBundle);
+report("RSS of an idle worker", "prebuilt bundle", `${(await apartWorker.residentMb()).toFixed(0)} MB`, "<= 250 MB");
+const overGateway = new OpenAI({ baseURL: `${gateway.url}/v1`, apiKey: "none", maxRetries: 0 });
+const apart = await overhead(overHttp(overGateway));
+report(
+  "turn, request → answer, p50 / p95",
+  "worker and gateway apart",
+  `${ms(apart.p50)} / ${ms(apart.p95)} = ${ratio(apart.p50, base.p50)} / ${ratio(apart.p95, base.p95)}`,
+);
+const apartFirst = await first(overHttp(overGateway));
+report(
+  "first token beyond the model's, p50",
+  "worker and gateway apart",
+  `${ms(apartFirst)} = ${ratio(apartFirst, base.p50)}`,
+  "<= 0.85x",
+);
+const direct = await measureStreams(sdk, streams, deltas, everyMs);
+report("delay of a delta, 20 streams at 100/s, p50 / p95", "bare SDK", `${ms(direct.p50Ms)} / ${ms(direct.p95Ms)}`);
+const cpuBefore = (await apartWorker.cpuMs()) + (await gateway.cpuMs());
+const steady = await measureStreams(overGateway, streams, deltas, everyMs);
+const cpuMs = (await apartWorker.cpuMs()) + (await gateway.cpuMs()) - cpuBefore;
+report("", "worker and gateway apart", `${ms(steady.p50Ms)} / ${ms(steady.p95Ms)}`, "p95 <= 30 ms");
+report("CPU per delta, worker + gateway", "", `${(cpuMs / steady.deltas).toFixed(3)} ms`, "<= 0.3 ms");
+
+console.table(rows);
+await Promise.all([apartWorker.stop(), gateway.stop()]);
+await hub.close();
+await connection.close();
+await database.close();
+await environment.close();
+await rm(folder, { recursive: true });
+process.exit();

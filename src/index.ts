@@ -1,0 +1,13 @@
+/** What applications import. */
+export { TurnHandle, Turnkeeper, Turns } from "./client.ts";
+export type { ConnectOptions, StartOptions, StartTurn, TurnResult } from "./client.ts";
+export { defineTool } from "./tools/defineTool.ts";
+export type { Tool, ToolContext, ToolDefinition } from "./tools/defineTool.ts";
+export { InvalidTool } from "./tools/registry.ts";
+export { defineAgent } from "./turn/agent.ts";
+export type { Agent, AgentDefinition } from "./turn/agent.ts";
+export { failureRules, Refusal } from "./turn/failures.ts";
+export type { Failure, FailureClass, RefusalCode } from "./turn/failures.ts";
+export { defaultTurnLimits } from "./turn/limits.ts";
+export type { TurnLimits } from "./turn/limits.ts";
+export type { Turn, TurnStatus, Usage } from "./turn/turn.ts";
