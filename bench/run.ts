@@ -7,6 +7,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { bundleWorkflowCode } from "@temporalio/worker";
+import { WorkflowNotFoundError } from "@temporalio/client";
 import OpenAI from "openai";
 import { pino } from "pino";
 import { Turnkeeper } from "../src/client.ts";
@@ -16,7 +17,7 @@ import { migrate } from "../src/store/migrate.ts";
 import { openPostgres } from "../src/store/postgres.ts";
 import { connectNatively } from "../src/temporal.ts";
 import { defineAgent } from "../src/turn/agent.ts";
-import { createWorker } from "../src/worker.ts";
+import { createWorker, preloadModules } from "../src/worker.ts";
 import { createBareWorker } from "./bare/worker.ts";
 import { startEnvironment, startRole } from "./environment.ts";
 import { percentile, throughput, timeEach } from "./measure.ts";
@@ -45,6 +46,7 @@ const folder = await mkdtemp(join(tmpdir(), "turnkeeper-bench-"));
 const workflowBundle = join(folder, "workflows.js");
 const { code } = await bundleWorkflowCode({
   workflowsPath: fileURLToPath(new URL("../src/workflows/index.ts", import.meta.url)),
+  preloadModules,
   logger: { trace() {}, debug() {}, info() {}, warn() {}, error() {}, log() {} },
 });
 await writeFile(workflowBundle, code);
@@ -54,7 +56,10 @@ const databaseUrl = environment.postgres.url();
 const database = openPostgres({ url: databaseUrl });
 await migrate(database);
 const sdk = new OpenAI({ baseURL: environment.openaiBaseUrl, apiKey: "sk-simulated" });
-const { connection, client } = await connectNatively({ address: environment.temporal.address }, log);
+const { connection, client } = await connectNatively(
+  { address: environment.temporal.address },
+  log,
+);
 
 // Turnkeeper in this process, like the bare workflow's worker: both get eager starts.
 const hub = await EventHub.open(database);
@@ -80,7 +85,22 @@ const worker = await createWorker({
 const running = worker.run();
 const bareWorker = await createBareWorker(connection, sdk);
 const bareRunning = bareWorker.run();
-const turnkeeper = new Turnkeeper({ database, hub, engine: worker.engine }, "default");
+const turnkeeper = new Turnkeeper(
+  { database, hub, engine: worker.engine, headStart: worker.headStart },
+  "default",
+);
+
+/** The answer may be there before Temporal knows the workflow. */
+async function untilStarted(wait: () => Promise<unknown>): Promise<void> {
+  for (;;) {
+    try {
+      await wait();
+      return;
+    } catch (error) {
+      if (!(error instanceof WorkflowNotFoundError)) throw error;
+    }
+  }
+}
 
 async function overhead(shape: Shape): Promise<{ p50: number; p95: number }> {
   const samples = await timeEach(turns, shape.turn);
@@ -90,7 +110,11 @@ async function overhead(shape: Shape): Promise<{ p50: number; p95: number }> {
 const base = await overhead(bareWorkflow(client));
 const bare = await overhead(bareSdk(sdk));
 const own = await overhead(inOneProcess(turnkeeper));
-report("turn, start → answer known, p50 / p95", "bare SDK call", `${ms(bare.p50)} / ${ms(bare.p95)}`);
+report(
+  "turn, start → answer known, p50 / p95",
+  "bare SDK call",
+  `${ms(bare.p50)} / ${ms(bare.p95)}`,
+);
 report("", "one-activity workflow", `${ms(base.p50)} / ${ms(base.p95)}`);
 report(
   "",
@@ -111,12 +135,22 @@ report(
 );
 
 const bareRate = await throughput(concurrentTurns, concurrency, bareWorkflow(client).turn);
-const ownRate = await throughput(concurrentTurns, concurrency, inOneProcess(turnkeeper).turn);
+// An answer may be known before Temporal has heard of it; a turn counts when both are done.
+const ownRate = await throughput(concurrentTurns, concurrency, async () => {
+  const turn = await turnkeeper.turns.start({ agent: "gpt-bench", input: "What is the answer?" });
+  await turn.result();
+  await untilStarted(() => client.workflow.getHandle(turn.id).result());
+});
 report("turns/s at 50 concurrent", "one-activity workflow", bareRate.toFixed(0));
-report("", "Turnkeeper, one process", `${ownRate.toFixed(0)} = ${ratio(ownRate, bareRate)}`, ">= 1.2x");
+report(
+  "",
+  "Turnkeeper, answered and closed in Temporal",
+  `${ownRate.toFixed(0)} = ${ratio(ownRate, bareRate)}`,
+  ">= 1.2x",
+);
 
 const sample = await turnkeeper.turns.start({ agent: "gpt-bench", input: "What is the answer?" });
-await client.workflow.getHandle(sample.id).result();
+await untilStarted(() => client.workflow.getHandle(sample.id).result());
 const description = await client.workflow.getHandle(sample.id).describe();
 report(
   "history of a one-call turn",
@@ -132,7 +166,12 @@ await Promise.all([running, bareRunning]);
 // Now apart, as in production: a worker and a gateway of their own, over HTTP.
 const apartWorker = await startRole("worker", environment, databaseUrl, workflowBundle);
 const gateway = await startRole("gateway", environment, databaseUrl, workflowBundle);
-report("RSS of an idle worker", "prebuilt bundle", `${(await apartWorker.residentMb()).toFixed(0)} MB`, "<= 250 MB");
+report(
+  "RSS of an idle worker",
+  "prebuilt bundle",
+  `${(await apartWorker.residentMb()).toFixed(0)} MB`,
+  "<= 250 MB",
+);
 const overGateway = new OpenAI({ baseURL: `${gateway.url}/v1`, apiKey: "none", maxRetries: 0 });
 const apart = await overhead(overHttp(overGateway));
 report(
@@ -148,12 +187,21 @@ report(
   "<= 0.85x",
 );
 const direct = await measureStreams(sdk, streams, deltas, everyMs);
-report("delay of a delta, 20 streams at 100/s, p50 / p95", "bare SDK", `${ms(direct.p50Ms)} / ${ms(direct.p95Ms)}`);
+report(
+  "delay of a delta, 20 streams at 100/s, p50 / p95",
+  "bare SDK",
+  `${ms(direct.p50Ms)} / ${ms(direct.p95Ms)}`,
+);
 const cpuBefore = (await apartWorker.cpuMs()) + (await gateway.cpuMs());
 const steady = await measureStreams(overGateway, streams, deltas, everyMs);
 const cpuMs = (await apartWorker.cpuMs()) + (await gateway.cpuMs()) - cpuBefore;
 report("", "worker and gateway apart", `${ms(steady.p50Ms)} / ${ms(steady.p95Ms)}`, "p95 <= 30 ms");
-report("CPU per delta, worker + gateway", "", `${(cpuMs / steady.deltas).toFixed(3)} ms`, "<= 0.3 ms");
+report(
+  "CPU per delta, worker + gateway",
+  "",
+  `${(cpuMs / steady.deltas).toFixed(3)} ms`,
+  "<= 0.3 ms",
+);
 
 console.table(rows);
 await Promise.all([apartWorker.stop(), gateway.stop()]);

@@ -2,6 +2,7 @@
 import { Command } from "commander";
 import { InvalidConfig, readConfig } from "./config.ts";
 import type { Config } from "./config.ts";
+import { TurnNotCompleted } from "./dev/chat.ts";
 import { PortTakenError } from "./dev/ports.ts";
 import { DataFolderInUseError } from "./dev/lockFile.ts";
 import { Refusal } from "./turn/failures.ts";
@@ -73,7 +74,7 @@ function configWith(port: string | undefined): Config {
 
 /** Errors that say all there is to say; others are defects and show where they are. */
 function isExpected(error: unknown): error is Error {
-  const expected = [InvalidConfig, PortTakenError, DataFolderInUseError, Refusal];
+  const expected = [InvalidConfig, PortTakenError, DataFolderInUseError, TurnNotCompleted, Refusal];
   return expected.some((type) => error instanceof type);
 }
 

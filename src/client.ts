@@ -9,7 +9,7 @@ import { listAgents } from "./store/agents.ts";
 import { StoreUnavailable } from "./store/database.ts";
 import type { Database } from "./store/database.ts";
 import { cancelTurn } from "./store/endings.ts";
-import { readEventsAfter, readLastNumber } from "./store/eventLog.ts";
+import { readEventsAfter, readLastNumber, readProgress } from "./store/eventLog.ts";
 import { markDisconnected, readTurn, readVisibleTurn, reattachTurn } from "./store/turns.ts";
 import { connectLazily } from "./temporal.ts";
 import { defaultTaskQueue } from "./turn/engineNames.ts";
@@ -55,6 +55,8 @@ export interface ClientParts {
   database: Database;
   hub: EventHub;
   engine: Engine;
+  /** Where this process is a worker too: begins a turn while Temporal is being told. */
+  headStart?: (turn: Turn) => void;
 }
 
 export interface ConnectOptions {
@@ -112,7 +114,7 @@ export class TurnHandle {
 
   /** Waits for the end of the turn, however it ends. */
   async result(options: { signal?: AbortSignal } = {}): Promise<TurnResult> {
-    const turn = await this.#turns.waitForEnd(this.id, options.signal);
+    const turn = await this.#turns.waitForEnd(await this.#turns.read(this.id), options.signal);
     const text = outputText((turn.output ?? []) as Item[]);
     return { status: turn.status, text, response: responseObject(turn), turn };
   }
@@ -153,7 +155,7 @@ export class Turns {
     body: ResponseRequest,
     options: StartOptions = {},
   ): Promise<{ turn: Turn; isNew: boolean }> {
-    const { database, engine } = this.#parts;
+    const { database, engine, headStart } = this.#parts;
     const { idempotencyKey } = options;
     if (idempotencyKey !== undefined && !idempotencyKeyPattern.test(idempotencyKey)) {
       const rule = "An idempotency key has 1 to 255 printable ASCII characters without spaces.";
@@ -172,8 +174,11 @@ export class Turns {
         whenBusy: options.whenBusy ?? "reject",
       }),
     );
+    if (admitted.turn.status !== "admitted") return admitted;
     // On record it cannot be lost; if Temporal is away, the janitor starts it later.
-    if (admitted.turn.status === "admitted") await engine.startTurn(admitted.turn).catch(() => {});
+    const started = engine.startTurn(admitted.turn).catch(() => {});
+    if (headStart === undefined) await started;
+    else if (admitted.isNew) headStart(admitted.turn);
     return admitted;
   }
 
@@ -232,19 +237,22 @@ export class Turns {
     return this.#parts.hub.subscribe(turn, after, options.signal);
   }
 
-  /** Waits until the turn is terminal, and returns its record. */
-  async waitForEnd(turnId: string, signal?: AbortSignal): Promise<Turn> {
-    let turn = await this.read(turnId);
+  /**
+   * Waits until the turn is terminal, and returns its record. A database that is away does not end
+   * the turn, so it does not end the wait either.
+   */
+  async waitForEnd(turn: Turn, signal?: AbortSignal): Promise<Turn> {
     if (isTerminal(turn.status)) return turn;
-    for await (const _batch of this.#parts.hub.subscribe(turn, -1, signal)) {
-      // Only the end matters.
+    // From the last number on: only the end matters, not what was written before it.
+    const progress = await this.#reachable(() => readProgress(this.#parts.database, turn.id));
+    if (!isTerminal(progress.status)) {
+      const rest = this.#parts.hub.subscribe(turn, progress.lastNumber, signal);
+      for await (const _batch of rest) signal?.throwIfAborted();
     }
     signal?.throwIfAborted();
     for (;;) {
-      // A database that is away does not end the turn, so it does not end the wait either.
-      const read = await readTurn(this.#parts.database, this.project, turnId).catch(ifUnavailable);
-      turn = read ?? turn;
-      if (isTerminal(turn.status)) return turn;
+      const read = await readTurn(this.#parts.database, this.project, turn.id).catch(ifUnavailable);
+      if (read !== null && isTerminal(read.status)) return read;
       const rereadMs = 100;
       await delay(rereadMs, undefined, signal === undefined ? {} : { signal });
     }

@@ -13,7 +13,12 @@ import {
 import type { SearchAttributePair } from "@temporalio/common";
 import { contentHash } from "./turn/canonical.ts";
 import type { Turn } from "./turn/turn.ts";
-import { grantedSignalName, searchAttributeNames, turnWorkflowType } from "./turn/engineNames.ts";
+import {
+  grantedSignalName,
+  maxSummaryChars,
+  searchAttributeNames,
+  turnWorkflowType,
+} from "./turn/engineNames.ts";
 import type { SearchAttributeName } from "./turn/engineNames.ts";
 
 /** What Turnkeeper asks of Temporal. All of it may throw when Temporal is out of reach. */
@@ -52,6 +57,9 @@ export async function findSearchAttributes(client: Client): Promise<Set<SearchAt
   );
 }
 
+/** A visibility store indexes no more of a keyword, and a server refuses much more of it. */
+const maxKeywordChars = 255;
+
 function attributesOf(turn: Turn, known: ReadonlySet<SearchAttributeName>): TypedSearchAttributes {
   const { user } = turn.request;
   const userHexDigits = 16;
@@ -68,7 +76,8 @@ function attributesOf(turn: Turn, known: ReadonlySet<SearchAttributeName>): Type
   const pairs: SearchAttributePair[] = searchAttributeNames.flatMap((name) => {
     const value = values[name];
     if (value === null || value === "" || !known.has(name)) return [];
-    return [{ key: defineSearchAttributeKey(name, SearchAttributeType.KEYWORD), value }];
+    const key = defineSearchAttributeKey(name, SearchAttributeType.KEYWORD);
+    return [{ key, value: value.slice(0, maxKeywordChars) }];
   });
   return new TypedSearchAttributes(pairs);
 }
@@ -83,7 +92,7 @@ export function createEngine(options: EngineOptions): Engine {
       workflowIdReusePolicy: WorkflowIdReusePolicy.REJECT_DUPLICATE,
       workflowIdConflictPolicy: ifRunning,
       typedSearchAttributes: attributesOf(turn, options.searchAttributes),
-      staticSummary: `${turn.agent} on ${turn.model}`,
+      staticSummary: `${turn.agent} on ${turn.model}`.slice(0, maxSummaryChars),
       requestEagerStart: options.eagerStart,
     };
     try {

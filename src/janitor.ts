@@ -9,6 +9,7 @@ import {
   makePartitions,
   takeUpkeepTurn,
 } from "./store/upkeep.ts";
+import type { RecordedEvent } from "./turn/events.ts";
 import { failure } from "./turn/failures.ts";
 import type { Turn } from "./turn/turn.ts";
 
@@ -26,15 +27,15 @@ export const defaultJanitorSettings: JanitorSettings = {
   eventRetentionDays: 30,
 };
 
-/** Turns looked after in one round; the next round takes the next ones. */
-const maxTurnsPerRound = 200;
+/** Turns that are read at a time; a round looks after all there are. */
+const pageTurns = 200;
 const partitionDaysAhead = 3;
 
 export interface JanitorParts {
   database: Database;
   engine: Engine;
   /** Wakes subscribers after a turn was ended. */
-  announce: () => void;
+  announce: (turnId: string, events: readonly RecordedEvent[]) => void;
   startGranted: (turnId: string) => void;
   log: Logger;
 }
@@ -82,13 +83,27 @@ export class Janitor {
     await takeUpkeepTurn(database, holdMs, async () => {
       await makePartitions(database, partitionDaysAhead);
       await dropOldPartitions(database, this.#settings.eventRetentionDays);
-      const stale = await findStaleTurns(database, this.#settings.patienceMs, maxTurnsPerRound);
-      for (const turn of stale) await this.#lookAfter(turn);
-      const expired = await findExpiredQueuedTurns(database, maxTurnsPerRound);
-      for (const turn of expired) {
+      await this.#lookAfterStale();
+      for (const turn of await findExpiredQueuedTurns(database, pageTurns)) {
         await this.#end(turn, { status: "incomplete", incompleteReason: "deadline" });
       }
     });
+  }
+
+  async #lookAfterStale(): Promise<void> {
+    const { database } = this.#parts;
+    let after: string | null = null;
+    while (!this.#isClosed) {
+      const page: Turn[] = await findStaleTurns(
+        database,
+        this.#settings.patienceMs,
+        pageTurns,
+        after,
+      );
+      for (const turn of page) await this.#lookAfter(turn);
+      after = page.at(-1)?.id ?? null;
+      if (page.length < pageTurns) return;
+    }
   }
 
   async #lookAfter(turn: Turn): Promise<void> {
@@ -98,7 +113,10 @@ export class Janitor {
     if (run?.isRunning) return;
     if (run === null) {
       log.info({ turn: turn.id }, "starting a turn that Temporal does not know");
-      await engine.startTurn(turn);
+      // One that Temporal refuses must not keep the others from being looked after.
+      await engine.startTurn(turn).catch((error: unknown) => {
+        log.warn({ turn: turn.id, error: String(error) }, "a turn could not be started");
+      });
       return;
     }
     log.warn({ turn: turn.id }, "ending a turn whose workflow closed without an ending");
@@ -108,7 +126,7 @@ export class Janitor {
   async #end(turn: Turn, ending: Parameters<typeof endTurn>[2]): Promise<void> {
     const ended = await endTurn(this.#parts.database, turn, ending, { ifRunId: turn.runId });
     if (ended.outcome !== "ended") return;
-    this.#parts.announce();
+    this.#parts.announce(turn.id, ended.events);
     if (ended.granted !== null) this.#parts.startGranted(ended.granted);
   }
 }

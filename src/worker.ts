@@ -1,3 +1,4 @@
+import { extname } from "node:path";
 import { fileURLToPath } from "node:url";
 import { Worker } from "@temporalio/worker";
 import type { NativeConnection, WorkerOptions } from "@temporalio/worker";
@@ -5,6 +6,7 @@ import type { Client } from "@temporalio/client";
 import type { Logger } from "pino";
 import { createAgentReader } from "./activities/agentReader.ts";
 import { createTurnActivities } from "./activities/index.ts";
+import { HeadStarts } from "./activities/headStarts.ts";
 import type { Parts } from "./activities/parts.ts";
 import { RunningTurns } from "./activities/runningTurns.ts";
 import type { Config } from "./config.ts";
@@ -12,6 +14,7 @@ import { createEngine, findSearchAttributes } from "./engine.ts";
 import type { Engine } from "./engine.ts";
 import { createGrants } from "./grants.ts";
 import type { EventHub } from "./events/hub.ts";
+import { Announcer } from "./events/announcer.ts";
 import { EventWriter } from "./events/writer.ts";
 import { Janitor } from "./janitor.ts";
 import type { JanitorSettings } from "./janitor.ts";
@@ -21,6 +24,7 @@ import type { Database } from "./store/database.ts";
 import type { Tool } from "./tools/defineTool.ts";
 import { createToolRegistry } from "./tools/registry.ts";
 import type { Agent } from "./turn/agent.ts";
+import type { Turn } from "./turn/turn.ts";
 
 export interface TurnWorkerOptions {
   connection: NativeConnection;
@@ -44,6 +48,8 @@ export interface TurnWorkerOptions {
 
 export interface TurnWorker {
   readonly engine: Engine;
+  /** Begins a turn that this process has just admitted, while Temporal is being told. */
+  headStart(turn: Turn): void;
   /** Resolves when the worker has stopped; rejects when it broke. */
   run(): Promise<void>;
   /** Stops taking work and lets running calls end, within `shutdownGraceMs`. */
@@ -71,9 +77,17 @@ const maxHeartbeatThrottleIntervalMs = 1_000;
 /** A dead worker's workflow tasks are taken over after this long; Temporal's default is 10 s. */
 const stickyTimeoutMs = 1_000;
 
+/** Evaluated once per worker instead of once per workflow; these keep no state of a workflow. */
+export const preloadModules = ["@temporalio/common"];
+
 function workflowSource(bundle: string | null | undefined): Partial<WorkerOptions> {
   if (bundle) return { workflowBundle: { codePath: bundle } };
-  return { workflowsPath: fileURLToPath(new URL("./workflows/index.ts", import.meta.url)) };
+  return {
+    workflowsPath: fileURLToPath(
+      new URL(`./workflows/index${extname(import.meta.url)}`, import.meta.url),
+    ),
+    bundlerOptions: { preloadModules },
+  };
 }
 
 /**
@@ -93,31 +107,32 @@ export async function createWorker(options: TurnWorkerOptions): Promise<TurnWork
     eagerStart: true,
     searchAttributes: await findSearchAttributes(client),
   });
-  const announce = createAnnouncer(database, options.hub);
+  const announcer = new Announcer(database, options.hub);
+  const announce: Parts["announce"] = (turnId, events) => announcer.announce(turnId, events);
   const startGranted = createGrants(database, engine, log);
   const runningTurns = await RunningTurns.open(database);
-  const writer = new EventWriter(database, (turnId, events) =>
-    options.hub?.publish(turnId, events),
-  );
+  const writer = new EventWriter(database, announce);
   const currentRun: Parts["currentRun"] = async (turnId) =>
     (await engine.currentRun(turnId))?.runId ?? null;
+  const parts: Parts = {
+    database,
+    writer,
+    endpoint: options.endpoint,
+    tools,
+    agents: createAgentReader(database),
+    runningTurns,
+    currentRun,
+    startGranted,
+    announce,
+    log,
+  };
+  const headStarts = new HeadStarts(parts, options.maxModelSteps);
   const worker = await Worker.create({
     connection: options.connection,
     namespace: client.options.namespace,
     taskQueue: options.taskQueue,
     ...workflowSource(options.workflowBundle),
-    activities: createTurnActivities({
-      database,
-      writer,
-      endpoint: options.endpoint,
-      tools,
-      agents: createAgentReader(database),
-      runningTurns,
-      currentRun,
-      startGranted,
-      announce,
-      log,
-    }),
+    activities: createTurnActivities(parts, headStarts),
     maxConcurrentActivityTaskExecutions: options.maxModelSteps,
     maxCachedWorkflows,
     workflowTaskPollerBehavior: pollers,
@@ -130,11 +145,13 @@ export async function createWorker(options: TurnWorkerOptions): Promise<TurnWork
   const janitor = new Janitor(janitorParts, options.janitor);
   return {
     engine,
+    headStart: (turn) => headStarts.begin(turn),
     async run() {
       janitor.start();
       try {
         await worker.run();
       } finally {
+        await headStarts.close(options.shutdownGraceMs);
         await janitor.close();
         await runningTurns.close();
       }
@@ -142,13 +159,5 @@ export async function createWorker(options: TurnWorkerOptions): Promise<TurnWork
     shutdown() {
       if (worker.getState() === "RUNNING") worker.shutdown();
     },
-  };
-}
-
-/** Wakes the subscribers of this process at once and those of others by notification. */
-function createAnnouncer(database: Database, hub: EventHub | undefined): () => void {
-  return () => {
-    hub?.wake();
-    void database.notify("turnkeeper_events", "").catch(() => {});
   };
 }

@@ -156,6 +156,23 @@ describeWith(["postgres", "temporal"], "the gateway to an unchanged OpenAI clien
     expect(final.output).toMatchObject(stored.output);
   });
 
+  test("closes the text of a call that broke off, so that the stream helper ends with the answer alone", async () => {
+    const { client, simulator } = served;
+    simulator.script(fault.reset(2, text("lost words")), text("The answer"));
+    const helper = client.responses.stream({ model: "default", input: "Hi" });
+    const events = await Array.fromAsync(helper);
+    const final = await helper.finalResponse();
+    expect(final).toMatchObject({ status: "completed", output_text: "The answer" });
+    expect(final.output).toHaveLength(1);
+    const closed = events.filter((event) => event.type === "response.output_item.done");
+    expect(closed.map((event) => (event.item as { status: string }).status)).toEqual([
+      "incomplete",
+      "completed",
+    ]);
+    const again = await client.responses.stream({ response_id: final.id }).finalResponse();
+    expect(again.output_text).toBe("The answer");
+  });
+
   test("cancels a running response and keeps what was said", async () => {
     const { client, simulator } = served;
     const held = gate(2);

@@ -3,10 +3,14 @@ import { request as httpRequest } from "node:http";
 import type { IncomingMessage } from "node:http";
 import { connect } from "node:net";
 import type OpenAI from "openai";
+import { pino } from "pino";
 import { afterAll, afterEach, beforeAll, expect, test } from "vitest";
+import { Turnkeeper } from "../src/client.ts";
+import type { ClientParts } from "../src/client.ts";
 import { calls, gate, text } from "../src/simulator/server.ts";
+import { openPostgres } from "../src/store/postgres.ts";
 import { defineAgent } from "../src/turn/agent.ts";
-import { serve } from "./setup/gateway.ts";
+import { ask, serve } from "./setup/gateway.ts";
 import type { Served } from "./setup/gateway.ts";
 import { describeWith } from "./setup/servers.ts";
 
@@ -207,9 +211,12 @@ describeWith(["postgres", "temporal"], "connections to the gateway", () => {
   });
 
   test("health is told without a key, and readiness names what is missing", async () => {
-    const { ask, startGateway, engine } = served;
-    expect(await ask("GET", "/healthz")).toMatchObject({ status: 200, body: { status: "ok" } });
-    expect(await ask("GET", "/readyz")).toMatchObject({
+    const { startGateway, engine } = served;
+    expect(await served.ask("GET", "/healthz")).toMatchObject({
+      status: 200,
+      body: { status: "ok" },
+    });
+    expect(await served.ask("GET", "/readyz")).toMatchObject({
       status: 200,
       body: { status: "ready", database: "ok", temporal: "ok" },
     });
@@ -219,6 +226,34 @@ describeWith(["postgres", "temporal"], "connections to the gateway", () => {
     const answer = await fetch(`${lost.url}/readyz`);
     expect(answer.status).toBe(503);
     expect(await answer.json()).toMatchObject({ database: "ok", temporal: "unreachable" });
+  });
+
+  test("a database that is away is said to be away, and nothing is let in", async () => {
+    const database = openPostgres({ url: "postgres://127.0.0.1:1/none", connectTimeoutMs: 500 });
+    const gateway = await served.startGateway({ database });
+    expect(await ask(`${gateway.url}/v1/models`, "GET")).toMatchObject({
+      status: 503,
+      body: { error: { code: "store_unavailable", type: "server_error" } },
+    });
+    expect(await ask(`${gateway.url}/readyz`, "GET")).toMatchObject({
+      status: 503,
+      body: { database: "unreachable", temporal: "ok" },
+    });
+    await database.close();
+  });
+
+  test("a fault of the gateway is logged with the request's id, and told without its cause", async () => {
+    const lines: string[] = [];
+    const log = pino({ level: "error" }, { write: (line: string) => lines.push(line) });
+    const turnkeeper = new Turnkeeper({} as ClientParts, "default");
+    const gateway = await served.startGateway({ turnkeeper, log });
+    const answer = await ask(`${gateway.url}/v1/responses`, "POST", { input: "Hi" });
+    expect(answer).toMatchObject({ status: 500, body: { error: { code: "internal" } } });
+    const id = answer.headers.get("x-request-id") ?? "";
+    expect(answer.body.error.message).toContain(id);
+    expect(JSON.stringify(answer.body)).not.toMatch(/undefined|\.ts/);
+    expect(lines.join("")).toContain(id);
+    expect(lines.join("")).toMatch(/client\.ts/);
   });
 
   test("a request that is broken off in its body starts nothing", async () => {

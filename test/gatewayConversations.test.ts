@@ -134,6 +134,23 @@ describeWith(["postgres", "temporal"], "conversations over HTTP", () => {
     expect(lastSeen()).toEqual(["user: A", "assistant: one", "user: B"]);
   });
 
+  test("let go of a queued turn that is cancelled, and of no other", async () => {
+    const { client, simulator } = served;
+    const held = gate(1);
+    simulator.script(text("one two", { pauseAfter: held }));
+    const { id } = await client.conversations.create();
+    const first = await client.responses.create({ conversation: id, input: "A", background: true });
+    await held.reached;
+    const queue = { headers: { "x-turnkeeper-when-busy": "queue" } };
+    const body = { conversation: id, input: "B", background: true } as const;
+    const second = await client.responses.create(body, queue);
+    expect((await client.responses.cancel(second.id)).status).toBe("cancelled");
+    expect((await client.responses.retrieve(first.id)).status).toBe("in_progress");
+    held.open();
+    const stream = await client.responses.retrieve(first.id, { stream: true });
+    expect((await Array.fromAsync(stream)).at(-1)?.type).toBe("response.completed");
+  });
+
   test("refuse another word for busy", async () => {
     const { client } = served;
     const headers = { "x-turnkeeper-when-busy": "interrupt" };

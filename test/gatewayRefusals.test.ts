@@ -64,6 +64,17 @@ describeWith(["postgres", "temporal"], "the gateway refuses what it cannot take"
     expect(answer.body.error.message).toContain(String(16 * mebibyte));
   });
 
+  test("a body of unknown length that is too large", async () => {
+    const piece = Buffer.alloc(mebibyte, "x");
+    const response = await fetch(`${served.gateway.url}/v1/responses`, {
+      method: "POST",
+      headers: { "content-type": "application/json" },
+      body: ReadableStream.from(Array.from({ length: 20 }, () => piece)),
+      duplex: "half",
+    });
+    expect(response.status).toBe(413);
+  });
+
   test("a body that is no UTF-8", async () => {
     const response = await fetch(`${served.gateway.url}/v1/responses`, {
       method: "POST",

@@ -1,7 +1,7 @@
 import { ApplicationFailure, Context } from "@temporalio/activity";
 import { admitTurn as putOnRecord } from "../store/admission.ts";
 import { listAgents } from "../store/agents.ts";
-import { readTurnOfWorkflow } from "../store/turns.ts";
+import { readRequestHash, readTurnOfWorkflow } from "../store/turns.ts";
 import type { DirectStart } from "../turn/directStart.ts";
 import { maxDirectInputBytes } from "../turn/directStart.ts";
 import { Refusal } from "../turn/failures.ts";
@@ -24,7 +24,8 @@ function admissionOf(turn: Turn): DirectAdmission {
 
 /** The `admitTurn` activity: puts a turn that was started directly in Temporal on record [1]. */
 export function createAdmitTurn(parts: Parts) {
-  return async function admitTurn(start: DirectStart): Promise<DirectAdmission> {
+  // Whatever a program in another language has sent.
+  return async function admitTurn(start: unknown): Promise<DirectAdmission> {
     const turnId = Context.current().info.workflowExecution?.workflowId ?? "";
     try {
       return await admitDirectly(parts, turnId, start);
@@ -40,31 +41,63 @@ export function createAdmitTurn(parts: Parts) {
   };
 }
 
-async function admitDirectly(
-  parts: Parts,
-  turnId: string,
-  start: DirectStart,
-): Promise<DirectAdmission> {
-  const before = await readTurnOfWorkflow(parts.database, checkId(turnId, "workflow id"));
-  if (before !== null) return admissionOf(before);
-  if (JSON.stringify(start).length > maxDirectInputBytes) {
+const startFields = new Set(["project", "when_busy", "request"]);
+const busyModes: ReadonlySet<unknown> = new Set(["queue", "reject"]);
+
+/** Checks what the request's own check does not: the argument around it. */
+function checkStart(start: unknown): Required<Pick<DirectStart, "when_busy">> & DirectStart {
+  if (typeof start !== "object" || start === null || !("request" in start)) {
+    const shape = '{"project": "default", "request": {"input": "..."}}';
+    const problem = `The workflow's argument must be an object such as ${shape}.`;
+    throw new Refusal("missing_required_parameter", problem, "request");
+  }
+  const unknown = Object.keys(start).find((field) => !startFields.has(field));
+  if (unknown !== undefined) {
+    const problem = `The workflow's argument has no field '${unknown}'; put it into 'request'.`;
+    throw new Refusal("unknown_parameter", problem, unknown);
+  }
+  if (Buffer.byteLength(JSON.stringify(start)) > maxDirectInputBytes) {
     const advice = "Put the input into the conversation over HTTP first, or start the turn there.";
     throw new Refusal(
       "body_too_large",
       `The argument exceeds ${maxDirectInputBytes} bytes. ${advice}`,
     );
   }
+  const given = start as DirectStart;
+  const when_busy = given.when_busy ?? "queue";
+  if (!busyModes.has(when_busy)) {
+    throw new Refusal("invalid_value", "'when_busy' must be 'queue' or 'reject'.", "when_busy");
+  }
+  return { ...given, when_busy };
+}
+
+async function admitDirectly(
+  parts: Parts,
+  turnId: string,
+  argument: unknown,
+): Promise<DirectAdmission> {
+  checkId(turnId, "workflow id");
+  const start = checkStart(argument);
   const project = checkId(start.project ?? "default", "project");
   const prepared = prepareTurn(start.request, await listAgents(parts.database));
+  const before = await readTurnOfWorkflow(parts.database, turnId);
+  if (before !== null) {
+    const hash = await readRequestHash(parts.database, turnId);
+    if (before.project === project && hash?.equals(prepared.requestHash))
+      return admissionOf(before);
+    throw new Refusal(
+      "idempotency_key_reused",
+      "This workflow id was used with another request; use a new id for a new request.",
+    );
+  }
   const { turn } = await putOnRecord(parts.database, {
     ...prepared,
     turnId,
     project,
     idempotencyKey: null,
     apiKeyId: null,
-    whenBusy: start.when_busy ?? "queue",
+    whenBusy: start.when_busy,
   });
-  parts.announce();
   return admissionOf(turn);
 }
 

@@ -1,11 +1,12 @@
-import { Context } from "@temporalio/activity";
+import { ApplicationFailure, Context } from "@temporalio/activity";
 import { ModelStreamTranslator } from "../events/translator.ts";
 import type { ModelOutput } from "../events/translator.ts";
 import type { StepWriter } from "../events/writer.ts";
 import { priceOf, readUsage } from "../responses/pricing.ts";
+import { StoreUnavailable } from "../store/database.ts";
+import type { Ending } from "../store/endings.ts";
 import type { ModelCallEnd } from "../store/modelCalls.ts";
-import { closeModelCall } from "../store/modelCalls.ts";
-import { claimStep, finishStep } from "../store/steps.ts";
+import { closeModelCall, countFailedCalls, dropModelCall } from "../store/modelCalls.ts";
 import type { Claim, Fence, StepResult } from "../store/steps.ts";
 import type { Agent } from "../turn/agent.ts";
 import { isTerminalEvent } from "../turn/events.ts";
@@ -15,17 +16,22 @@ import type { Failure } from "../turn/failures.ts";
 import { isFunctionCall } from "../turn/items.ts";
 import type { Turn } from "../turn/turn.ts";
 import type { StepVerdict } from "../turn/verdict.ts";
+import { finishStep } from "./finishStep.ts";
 import { finishTurn } from "./finishTurn.ts";
+import type { HeadStarts } from "./headStarts.ts";
 import { readModelCall } from "./modelContext.ts";
+import { OutputMeter } from "./outputMeter.ts";
 import type { Parts } from "./parts.ts";
 import { persist } from "./persist.ts";
 import { StepStopped } from "./runningTurns.ts";
 import {
-  claimToken,
+  claimForAttempt,
   currentFence,
   keepHeartbeating,
+  linkStops,
   retryAfterFailure,
   retryLater,
+  tryElsewhere,
 } from "./stepContext.ts";
 
 type Claimed = Extract<Claim, { outcome: "claimed" }>;
@@ -38,8 +44,12 @@ interface ModelStep {
   fence: Fence;
   /** Aborts with the reason to stop: cancel, fence, deadline, handover. */
   stop: AbortController;
+  /** Aborts when the attempt has to leave the step to another one. */
+  takenBack: AbortSignal;
   writer: StepWriter;
   ledger: ModelCallEnd;
+  /** Whether the request may have left. */
+  isSent: boolean;
 }
 
 /** The provider's word on how its response ended. */
@@ -49,34 +59,53 @@ interface ProviderEnd {
 }
 
 /** The `callModel` activity: one model call, from its claim to the transaction that ends the step. */
-export function createCallModel(parts: Parts) {
+export function createCallModel(parts: Parts, headStarts: HeadStarts) {
   return async function callModel(input: { step: number }): Promise<StepVerdict> {
     const fence = currentFence(input.step);
-    const claim = await claimStep(
-      parts.database,
-      { fence, token: claimToken(fence), kind: "model" },
-      parts.currentRun,
-    );
-    if (claim.outcome === "recorded") return claim.verdict;
-    if (claim.outcome === "fenced") throw retryLater("fenced");
-    parts.announce();
     const stopHeartbeats = keepHeartbeating();
-    const { controller: stop, release } = parts.runningTurns.register(fence.turnId);
-    const writer = parts.writer.open(fence, {
-      fenced: () => stop.abort(new StepStopped("fenced")),
-      cancelRequested: () => stop.abort(new StepStopped("cancel_requested")),
-    });
-    const ledger = openLedger(claim);
-    const unlink = linkStops(stop, claim.turn);
     try {
-      return await runModelStep({ parts, claim, turn: claim.turn, fence, stop, writer, ledger });
+      const { cancellationSignal } = Context.current();
+      const joined = await headStarts.join(fence, cancellationSignal);
+      if (joined !== null) return joined;
+      const claim = await claimForAttempt(parts, fence, "model");
+      if (claim.outcome === "recorded") return claim.verdict;
+      if (claim.outcome === "fenced") throw retryLater("fenced");
+      return await runClaimedModelStep(parts, fence, claim, cancellationSignal);
     } finally {
-      unlink();
-      writer.discard();
-      release();
       stopHeartbeats();
     }
   };
+}
+
+/**
+ * Runs a model step that was claimed.
+ *
+ * @param takenBack aborts when this attempt has to leave its step to another one.
+ * @throws a retryable failure when the step is to be tried again.
+ */
+export async function runClaimedModelStep(
+  parts: Parts,
+  fence: Fence,
+  claim: Claimed,
+  takenBack: AbortSignal,
+): Promise<StepVerdict> {
+  const { turn } = claim;
+  parts.announce(turn.id, claim.events);
+  const { controller: stop, release } = parts.runningTurns.register(fence.turnId);
+  const writer = parts.writer.open(fence, {
+    fenced: () => stop.abort(new StepStopped("fenced")),
+    cancelRequested: () => stop.abort(new StepStopped("cancel_requested")),
+  });
+  const unlink = linkStops(stop, turn, takenBack);
+  const ledger = openLedger(claim);
+  try {
+    const step = { parts, claim, turn, fence, stop, takenBack, writer, ledger, isSent: false };
+    return await runModelStep(step);
+  } finally {
+    unlink();
+    writer.discard();
+    release();
+  }
 }
 
 function openLedger(claim: Claimed): ModelCallEnd {
@@ -91,20 +120,6 @@ function openLedger(claim: Claimed): ModelCallEnd {
   };
 }
 
-/** Stops the step at the turn's deadline and when Temporal takes the attempt back. */
-function linkStops(stop: AbortController, turn: Turn): () => void {
-  const { cancellationSignal } = Context.current();
-  const leftMs = Math.max(0, turn.deadlineAt.getTime() - Date.now());
-  const timer = setTimeout(() => stop.abort(new StepStopped("deadline")), leftMs);
-  const handOver = () => stop.abort(new StepStopped("handover"));
-  cancellationSignal.addEventListener("abort", handOver);
-  if (turn.cancelRequestedAt !== null) stop.abort(new StepStopped("cancel_requested"));
-  return () => {
-    clearTimeout(timer);
-    cancellationSignal.removeEventListener("abort", handOver);
-  };
-}
-
 async function runModelStep(step: ModelStep): Promise<StepVerdict> {
   const { parts, turn } = step;
   try {
@@ -112,14 +127,17 @@ async function runModelStep(step: ModelStep): Promise<StepVerdict> {
     if (agent === null) throw new StepFailure(failure("unknown_agent"));
     const missing = agent.tools.find((name) => parts.tools.get(name) === undefined);
     if (missing !== undefined) {
-      throw new StepFailure(failure("internal", `This worker has no tool '${missing}'.`));
+      await settle(step);
+      throw tryElsewhere(parts, turn, missing);
     }
     const { output, end } = await streamModel(step, agent);
     return await finishModelStep(step, output, end);
   } catch (error) {
     if (step.stop.signal.aborted) return stopStep(step, step.stop.signal.reason as StepStopped);
     if (error instanceof StepFailure) return failStep(step, error.failure);
-    throw error;
+    if (error instanceof ApplicationFailure || error instanceof StoreUnavailable) throw error;
+    parts.log.error({ turn: turn.id, step: step.fence.step, err: error }, "a model step broke");
+    return failStep(step, failure("internal"));
   }
 }
 
@@ -129,15 +147,17 @@ async function streamModel(
   agent: Agent,
 ): Promise<{ output: ModelOutput; end: ProviderEnd }> {
   const { parts, turn, writer, stop } = step;
-  const call = await readModelCall(parts.database, parts.tools, turn, agent, step.fence.step);
+  const next = await readModelCall(parts.database, parts.tools, turn, agent, step.fence.step);
   const translator = new ModelStreamTranslator({
     firstOutputIndex: step.claim.firstOutputIndex,
     isServerCall: serverCalls(agent, turn),
+    usedIds: next.usedIds,
   });
   const put = (event: TurnEvent) => writer.append(event, translator.nextOutputIndex);
-  let bytes = 0;
+  const meter = new OutputMeter(next.writtenBytes);
   stop.signal.throwIfAborted();
-  const stream = parts.endpoint.stream(call, {
+  step.isSent = true;
+  const stream = parts.endpoint.stream(next.call, {
     signal: stop.signal,
     idleTimeoutMs: turn.limits.idleTimeoutMs,
     onRequestId: (id) => (step.ledger.requestId = id),
@@ -146,8 +166,9 @@ async function streamModel(
   for await (const event of stream) {
     noteResponse(step.ledger, turn, event);
     if (isTerminalEvent(event.type)) last = event;
-    bytes += sizeOf(event);
-    if (bytes > turn.limits.maxOutputBytes) throw new StepFailure(failure("output_too_large"));
+    if (meter.add(event) > turn.limits.maxOutputBytes) {
+      throw new StepFailure(failure("output_too_large"));
+    }
     for (const translated of translator.translate(event)) await put(translated);
   }
   if (last === undefined) throw new StepFailure(failure("stream_truncated"));
@@ -179,19 +200,15 @@ function providerEnd(type: string, response: Record<string, unknown>): ProviderE
   return { status: "incomplete", reason: details?.reason ?? "unknown" };
 }
 
-function sizeOf(event: TurnEvent): number {
-  const delta = event["delta"];
-  if (typeof delta === "string") return delta.length;
-  return event.type === "response.output_item.done"
-    ? JSON.stringify(event["item"] ?? "").length
-    : 0;
-}
+/** What no column can hold is no id that could be asked for later either. */
+const providerId = /^[\x21-\x7e]{1,256}$/;
 
 /** Keeps what the provider says of its response: id, tokens, cost. */
 function noteResponse(ledger: ModelCallEnd, turn: Turn, event: TurnEvent): void {
   const response = event["response"] as Record<string, unknown> | undefined;
   if (response === undefined || response === null) return;
-  if (typeof response["id"] === "string") ledger.responseId = response["id"];
+  const { id } = response;
+  if (typeof id === "string" && providerId.test(id)) ledger.responseId = id;
   const tokens = readUsage(response["usage"]);
   if (tokens === null) return;
   ledger.tokens = tokens;
@@ -213,8 +230,10 @@ async function finishModelStep(
     (output.calls.length > 0 && stepsAfter >= turn.limits.maxSteps);
   const goesOn = end.status === "completed" && output.calls.length > 0 && !isOverLimit;
   const asksClient = output.output.some((entry) => isFunctionCall(entry.item as never));
+  // The model may have written anything for a name; history and columns get those that are known.
+  const nameOf = (name: string) => step.parts.tools.get(name)?.name ?? "unknown tool";
   const verdict: StepVerdict = goesOn
-    ? { next: "tools", tools: output.calls.map((call) => call.name), thenEnd: asksClient }
+    ? { next: "tools", tools: output.calls.map((call) => nameOf(call.name)), thenEnd: asksClient }
     : { next: "end", status: isOverLimit ? "incomplete" : end.status };
   const result: StepResult = {
     verdict,
@@ -224,7 +243,7 @@ async function finishModelStep(
     events: await step.writer.drain(),
     nextOutputIndex: output.nextOutputIndex,
   };
-  if (goesOn) return storeStep(step, result);
+  if (goesOn) return finishStep(step.parts, turn, fence, result, ledger, step.stop.signal);
   const reason = isOverLimit ? "step_limit" : end.reason;
   return finishTurn(
     step.parts,
@@ -232,26 +251,9 @@ async function finishModelStep(
     isOverLimit || end.status === "incomplete"
       ? { status: "incomplete", incompleteReason: reason ?? "unknown" }
       : { status: "completed" },
-    { fence, result, modelCall: ledger },
+    { lastStep: { fence, result, modelCall: ledger } },
     step.stop.signal,
   );
-}
-
-async function storeStep(step: ModelStep, result: StepResult): Promise<StepVerdict> {
-  const { parts, turn, fence, ledger } = step;
-  const stored = await persist(
-    () =>
-      parts.database.transaction(async (tx) => {
-        const isMine = await finishStep(tx, turn, fence, result);
-        if (isMine) await closeModelCall(tx, ledger);
-        return isMine;
-      }),
-    step.stop.signal,
-  );
-  // Not mine any more, or stored by a send whose answer was lost: the retry's claim tells which.
-  if (!stored) throw retryLater("fenced");
-  parts.announce();
-  return result.verdict;
 }
 
 /** A failure is the provider's or the request's: its class decides [11]. */
@@ -263,35 +265,45 @@ async function failStep(step: ModelStep, cause: Failure): Promise<StepVerdict> {
     "model call failed",
   );
   await settle(step);
-  const rule = failureRules[cause.class];
-  if (rule.action === "retry" && fence.attempt < turn.limits.maxAttemptsPerStep) {
-    throw retryAfterFailure(cause, fence.attempt);
+  if (step.stop.signal.aborted) return stopStep(step, step.stop.signal.reason as StepStopped);
+  if (failureRules[cause.class].action === "retry") {
+    // Temporal's attempts include those that a deploy or a lost database cost; these are not meant.
+    const failures = await countFailedCalls(parts.database, fence);
+    if (failures < turn.limits.maxAttemptsPerStep) throw retryAfterFailure(cause, failures, turn);
   }
-  return finishTurn(parts, turn, { status: "failed", failure: cause }, undefined, step.stop.signal);
+  return endUnfinished(step, { status: "failed", failure: cause });
 }
 
 /** Something outside of the call ends it. */
 async function stopStep(step: ModelStep, stopped: StepStopped): Promise<StepVerdict> {
   const { parts, turn, fence } = step;
-  // The signal has done its work; what follows has to reach the database nevertheless.
-  const unstopped = new AbortController().signal;
   parts.log.info({ turn: turn.id, step: fence.step, reason: stopped.reason }, "model call stopped");
   if (stopped.reason === "fenced") throw retryLater("fenced");
   await settle(step);
   if (stopped.reason === "handover") throw retryLater("handover", 0);
-  return finishTurn(
-    parts,
-    turn,
+  return endUnfinished(
+    step,
     stopped.reason === "cancel_requested"
       ? { status: "cancelled" }
       : { status: "incomplete", incompleteReason: "deadline" },
-    undefined,
-    unstopped,
   );
+}
+
+/** Ends the turn in the middle of its step, unless somebody else has the step by now [3]. */
+function endUnfinished(step: ModelStep, ending: Ending): Promise<StepVerdict> {
+  const { parts, turn, fence } = step;
+  // The step's signal may have done its work; this has to reach the database nevertheless.
+  return finishTurn(parts, turn, ending, { ifStep: fence }, step.takenBack);
 }
 
 /** Puts the partial text on record and closes the call's row in the ledger. */
 async function settle(step: ModelStep): Promise<void> {
+  const { database } = step.parts;
+  step.ledger.outcome = "wasted";
   await step.writer.flush();
-  await closeModelCall(step.parts.database, step.ledger);
+  await persist(
+    () =>
+      step.isSent ? closeModelCall(database, step.ledger) : dropModelCall(database, step.ledger.id),
+    step.takenBack,
+  );
 }

@@ -2,13 +2,14 @@ import { setTimeout as delay } from "node:timers/promises";
 import { Context } from "@temporalio/activity";
 import { cancelTurn } from "../store/endings.ts";
 import type { Ending } from "../store/endings.ts";
+import { hasRunningStep } from "../store/steps.ts";
 import { readTurnOfWorkflow } from "../store/turns.ts";
 import { failure } from "../turn/failures.ts";
 import { isTerminal } from "../turn/turn.ts";
 import type { TerminalStatus, Turn } from "../turn/turn.ts";
 import { finishTurn } from "./finishTurn.ts";
 import type { Parts } from "./parts.ts";
-import { retryLater } from "./stepContext.ts";
+import { failForGood, retryLater } from "./stepContext.ts";
 
 /**
  * Why the workflow ends a turn itself: the client has calls to answer, the turn was cancelled, or
@@ -23,10 +24,13 @@ const pollEveryMs = 50;
 /** The `endTurn` activity: every way a turn can end that is not the end of a step. */
 export function createEndTurn(parts: Parts) {
   return async function endTurn(input: { reason: EndReason }): Promise<{ status: TerminalStatus }> {
-    const turnId = Context.current().info.workflowExecution?.workflowId ?? "";
+    const { workflowId: turnId = "", runId } = Context.current().info.workflowExecution ?? {};
     const turn = await readTurnOfWorkflow(parts.database, turnId);
-    if (turn === null) throw retryLater("unknown_turn");
+    if (turn === null) throw failForGood("unknown_turn");
     if (isTerminal(turn.status)) return { status: turn.status };
+    const isOther = turn.runId !== null && turn.runId !== runId;
+    // A run that was reset away has no say any more [3].
+    if (isOther && (await parts.currentRun(turnId)) !== runId) throw retryLater("fenced");
     if (input.reason === "cancelled") {
       const ended = await askOwner(parts, turn);
       if (ended !== null) return { status: ended };
@@ -35,7 +39,7 @@ export function createEndTurn(parts: Parts) {
       parts,
       turn,
       endingFor(input.reason),
-      undefined,
+      { ifRunId: turn.runId },
       Context.current().cancellationSignal,
     );
     if (verdict.next !== "end") throw retryLater("fenced");
@@ -54,20 +58,25 @@ function endingFor(reason: EndReason): Ending {
   }
 }
 
-/** Sets the flag, wakes the worker that runs the step, and waits for it to end the turn. */
+/**
+ * Sets the flag, wakes the worker that runs the step, and waits for it to end the turn; `null` when
+ * there is nobody to wait for.
+ */
 async function askOwner(parts: Parts, turn: Turn): Promise<TerminalStatus | null> {
   const asked = await cancelTurn(parts.database, turn);
   if (asked.outcome === "ended") {
-    parts.announce();
+    parts.announce(turn.id, asked.events);
     if (asked.granted !== null) parts.startGranted(asked.granted);
     return asked.status;
   }
   await parts.database.notify("turnkeeper_cancels", turn.id);
   const giveUpAt = Date.now() + ownerGraceMs;
   while (Date.now() < giveUpAt) {
-    await delay(pollEveryMs);
+    const isOwned = await hasRunningStep(parts.database, turn.id);
     const now = await readTurnOfWorkflow(parts.database, turn.id);
     if (now !== null && isTerminal(now.status)) return now.status;
+    if (!isOwned) return null;
+    await delay(pollEveryMs);
   }
   return null;
 }

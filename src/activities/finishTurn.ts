@@ -1,5 +1,5 @@
 import { endTurn } from "../store/endings.ts";
-import type { Ending, LastStep } from "../store/endings.ts";
+import type { Ending, EndingCondition, LastStep } from "../store/endings.ts";
 import type { Turn } from "../turn/turn.ts";
 import type { StepVerdict } from "../turn/verdict.ts";
 import type { Parts } from "./parts.ts";
@@ -7,7 +7,7 @@ import { persist } from "./persist.ts";
 import { retryLater } from "./stepContext.ts";
 
 /**
- * Ends a turn from inside a step and tells everyone who waits: subscribers, and the next turn in the
+ * Ends a turn and tells everyone who waits: subscribers, and the next turn in the
  * queue. A turn that has ended meanwhile keeps its ending.
  *
  * @throws a retryable failure when this writer has been replaced; the retry reads the record.
@@ -16,13 +16,12 @@ export async function finishTurn(
   parts: Parts,
   turn: Turn,
   ending: Ending,
-  lastStep: LastStep | undefined,
+  by: { lastStep?: LastStep } & EndingCondition,
   signal: AbortSignal,
 ): Promise<StepVerdict> {
-  const by = lastStep === undefined ? {} : { lastStep };
   const ended = await persist(() => endTurn(parts.database, turn, ending, by), signal);
   if (ended.outcome === "fenced") throw retryLater("fenced");
-  parts.announce();
+  if (ended.outcome === "ended") parts.announce(turn.id, ended.events);
   if (ended.granted !== null) parts.startGranted(ended.granted);
   return { next: "end", status: ended.status };
 }

@@ -4,6 +4,7 @@ import type { ModelEndpoint } from "../responses/call.ts";
 import type { Database } from "../store/database.ts";
 import type { CurrentRun } from "../store/steps.ts";
 import type { ToolRegistry } from "../tools/registry.ts";
+import type { RecordedEvent } from "../turn/events.ts";
 import type { AgentReader } from "./agentReader.ts";
 import type { RunningTurns } from "./runningTurns.ts";
 
@@ -18,7 +19,7 @@ export interface Parts {
   currentRun: CurrentRun;
   /** Starts the workflow of a turn that was granted its conversation; the janitor makes up for failures. */
   startGranted: (turnId: string) => void;
-  /** Wakes this process's subscribers and tells the others. */
-  announce: () => void;
+  /** Gives committed events to this process's subscribers and tells the others to read them. */
+  announce: (turnId: string, events: readonly RecordedEvent[]) => void;
   log: Logger;
 }

@@ -1,16 +1,23 @@
 import { Context } from "@temporalio/activity";
 import { toolOutcomeEvents } from "../events/translator.ts";
-import { claimStep, finishStep } from "../store/steps.ts";
+import { releaseStep } from "../store/steps.ts";
 import type { Claim, Fence } from "../store/steps.ts";
 import { runTool as runHandler } from "../tools/run.ts";
 import { newItemId } from "../turn/ids.ts";
 import type { Item } from "../turn/items.ts";
 import type { Turn } from "../turn/turn.ts";
 import type { StepVerdict, ToolCall } from "../turn/verdict.ts";
+import { finishStep } from "./finishStep.ts";
 import type { Parts } from "./parts.ts";
-import { persist } from "./persist.ts";
-import { StepStopped } from "./runningTurns.ts";
-import { claimToken, currentFence, keepHeartbeating, retryLater } from "./stepContext.ts";
+import type { StepStopped } from "./runningTurns.ts";
+import {
+  claimForAttempt,
+  currentFence,
+  keepHeartbeating,
+  linkStops,
+  retryLater,
+  tryElsewhere,
+} from "./stepContext.ts";
 
 type Claimed = Extract<Claim, { outcome: "claimed" }>;
 
@@ -35,40 +42,57 @@ const unknownOutcome: ToolOutcome = {
 export function createRunTool(parts: Parts) {
   return async function runTool(input: { step: number }): Promise<StepVerdict> {
     const fence = currentFence(input.step);
-    const claim = await claimStep(
-      parts.database,
-      { fence, token: claimToken(fence), kind: "tool" },
-      parts.currentRun,
-    );
-    if (claim.outcome === "recorded") return claim.verdict;
-    if (claim.outcome === "fenced" || claim.call === null) throw retryLater("fenced");
     const stopHeartbeats = keepHeartbeating();
-    const { controller: stop, release } = parts.runningTurns.register(fence.turnId);
-    const { cancellationSignal } = Context.current();
-    const handOver = () => stop.abort(new StepStopped("handover"));
-    cancellationSignal.addEventListener("abort", handOver);
-    if (claim.turn.cancelRequestedAt !== null) stop.abort(new StepStopped("cancel_requested"));
     try {
-      const outcome = await callTool(parts, claim, claim.call, stop.signal);
+      const claim = await claimForAttempt(parts, fence, "tool");
+      if (claim.outcome === "recorded") return claim.verdict;
+      if (claim.outcome === "fenced" || claim.call === null) throw retryLater("fenced");
+      const outcome = await runClaimed(parts, fence, claim, claim.call);
       return await storeOutcome(parts, claim.turn, fence, claim.call, outcome);
     } finally {
-      cancellationSignal.removeEventListener("abort", handOver);
-      release();
       stopHeartbeats();
     }
   };
 }
 
+async function runClaimed(
+  parts: Parts,
+  fence: Fence,
+  claim: Claimed,
+  call: ToolCall,
+): Promise<ToolOutcome> {
+  const { turn } = claim;
+  const agent = await parts.agents(turn.agent, turn.agentVersion);
+  const isAgents = agent?.tools.includes(call.name) ?? false;
+  const tool = isAgents ? parts.tools.get(call.name) : undefined;
+  if (isAgents && tool === undefined) {
+    // Of a step that an earlier attempt began nobody knows more than before.
+    if (!claim.wasRunning) await releaseStep(parts.database, fence);
+    throw tryElsewhere(parts, turn, call.name);
+  }
+  if (claim.wasRunning && tool !== undefined && !tool.repeatable) return unknownOutcome;
+  const { controller: stop, release } = parts.runningTurns.register(fence.turnId);
+  const unlink = linkStops(stop, turn, Context.current().cancellationSignal);
+  try {
+    const outcome = await callTool(parts, turn, call, stop.signal);
+    const isHandedOver = (stop.signal.reason as StepStopped | undefined)?.reason === "handover";
+    if (isHandedOver && outcome.isError && tool?.repeatable) throw retryLater("handover", 0);
+    return outcome;
+  } finally {
+    unlink();
+    release();
+  }
+}
+
 async function callTool(
   parts: Parts,
-  claim: Claimed,
+  turn: Turn,
   call: ToolCall,
   signal: AbortSignal,
 ): Promise<ToolOutcome> {
-  const { turn } = claim;
-  if (claim.wasRunning && !parts.tools.get(call.name)?.repeatable) return unknownOutcome;
   const agent = await parts.agents(turn.agent, turn.agentVersion);
-  const result = await runHandler(parts.tools.only(agent?.tools ?? []), {
+  const names = (agent?.tools ?? []).filter((name) => parts.tools.get(name) !== undefined);
+  const result = await runHandler(parts.tools.only(names), {
     name: call.name,
     arguments: call.arguments,
     callId: call.callId,
@@ -98,11 +122,5 @@ async function storeOutcome(
     status: "completed",
   };
   const result = { verdict, items: [item], output: [entry], calls: [], events, nextOutputIndex: 0 };
-  const stored = await persist(
-    () => parts.database.transaction((tx) => finishStep(tx, turn, fence, result)),
-    Context.current().cancellationSignal,
-  );
-  if (!stored) throw retryLater("fenced");
-  parts.announce();
-  return verdict;
+  return finishStep(parts, turn, fence, result, null, Context.current().cancellationSignal);
 }

@@ -1,10 +1,19 @@
+import { setTimeout as delay } from "node:timers/promises";
 import { ApplicationFailure, Context } from "@temporalio/activity";
-import type { Fence } from "../store/steps.ts";
+import { claimStep } from "../store/steps.ts";
+import type { Claim, Fence, StepToClaim } from "../store/steps.ts";
 import { retryDelayMs } from "../turn/backoff.ts";
 import type { Failure } from "../turn/failures.ts";
+import type { Turn } from "../turn/turn.ts";
+import type { Parts } from "./parts.ts";
+import { persist } from "./persist.ts";
+import { StepStopped } from "./runningTurns.ts";
 
 /** Temporal throttles these; see `maxHeartbeatThrottleIntervalMs` of the worker. */
 const heartbeatEveryMs = 1_000;
+
+/** How often an attempt looks whether another process's head start has ended. */
+const headStartLookMs = 250;
 
 /** The fence of the step that this activity attempt works on [3]. */
 export function currentFence(step: number): Fence {
@@ -13,9 +22,53 @@ export function currentFence(step: number): Fence {
   return { turnId: workflowExecution.workflowId, step, runId: workflowExecution.runId, attempt };
 }
 
-/** Temporal's attempt as a random claim token: the same for every send of one claim. */
-export function claimToken(fence: Fence): string {
-  return `${fence.runId}/${fence.attempt}/${crypto.randomUUID()}`;
+/**
+ * Claims a step for this attempt. While the database is away the claim is sent again under the same
+ * token, so that one whose answer was lost does not look like an attempt that began and died [8].
+ *
+ * @throws a failure for good when the turn is not on record: then no later try will find it.
+ */
+export async function claimForAttempt(
+  parts: Parts,
+  fence: Fence,
+  kind: StepToClaim["kind"],
+): Promise<Exclude<Claim, { outcome: "unknown_turn" | "head_started" }>> {
+  const claim = { fence, kind, token: crypto.randomUUID() };
+  const { cancellationSignal } = Context.current();
+  for (;;) {
+    const claimed = await persist(
+      () => claimStep(parts.database, claim, parts.currentRun),
+      cancellationSignal,
+    );
+    if (claimed.outcome === "unknown_turn") throw failForGood("unknown_turn");
+    if (claimed.outcome !== "head_started") return claimed;
+    await delay(headStartLookMs, undefined, { signal: cancellationSignal });
+  }
+}
+
+/**
+ * The longest delay of a Node timer; a longer one would fire at once. No step lasts that long.
+ */
+const maxTimerMs = 2 ** 31 - 1;
+
+/** Stops a step at its turn's deadline and when Temporal takes the attempt back. */
+export function linkStops(
+  stop: AbortController,
+  turn: Turn,
+  cancellationSignal: AbortSignal,
+): () => void {
+  const leftMs = turn.deadlineAt.getTime() - Date.now();
+  const expire = () => stop.abort(new StepStopped("deadline"));
+  const handOver = () => stop.abort(new StepStopped("handover"));
+  if (turn.cancelRequestedAt !== null) stop.abort(new StepStopped("cancel_requested"));
+  if (leftMs <= 0) expire();
+  if (cancellationSignal.aborted) handOver();
+  const timer = setTimeout(expire, Math.min(leftMs, maxTimerMs));
+  cancellationSignal.addEventListener("abort", handOver);
+  return () => {
+    clearTimeout(timer);
+    cancellationSignal.removeEventListener("abort", handOver);
+  };
 }
 
 /** Tells Temporal that this attempt lives, until the returned function is called. */
@@ -36,6 +89,29 @@ export function retryLater(failureClass: string, delayMs?: number): ApplicationF
   return retry;
 }
 
-export function retryAfterFailure(failure: Failure, attempt: number): ApplicationFailure {
-  return retryLater(failure.class, retryDelayMs(failure, attempt));
+/**
+ * Leaves the attempt to a worker that has the tool: while a new version is rolled out, workers with
+ * and without it run side by side.
+ */
+export function tryElsewhere(parts: Parts, turn: Turn, tool: string): ApplicationFailure {
+  const tryAgainMs = 1_000;
+  parts.log.warn({ turn: turn.id, agent: turn.agent, tool }, "this worker does not have the tool");
+  return retryLater("tool_missing", tryAgainMs);
+}
+
+/** Fails the attempt after which no other one may follow. */
+export function failForGood(failureClass: string): ApplicationFailure {
+  const failed = ApplicationFailure.nonRetryable(failureClass, failureClass);
+  failed.stack = "";
+  return failed;
+}
+
+/** Tries again after `failures` failed calls of the step; not later than at the turn's deadline. */
+export function retryAfterFailure(
+  failure: Failure,
+  failures: number,
+  turn: Turn,
+): ApplicationFailure {
+  const leftMs = Math.max(0, turn.deadlineAt.getTime() - Date.now());
+  return retryLater(failure.class, Math.min(leftMs, retryDelayMs(failure, failures)));
 }

@@ -5,11 +5,16 @@ import type { Config } from "../config.ts";
 import { readModelCalls } from "../store/modelCalls.ts";
 import type { DevStack } from "./stack.ts";
 
+/** A turn ended otherwise than with an answer; the message says why. */
+export class TurnNotCompleted extends Error {
+  override name = "TurnNotCompleted";
+}
+
 /** A conversation on the terminal, held by an unchanged OpenAI client. */
 export interface Chat {
   /** Whether the conversation was there before this start. */
   isContinued: boolean;
-  /** Streams one turn to stdout and says what it cost. @throws Error when it does not complete. */
+  /** Streams one turn to stdout and says what it cost. @throws TurnNotCompleted. */
   ask(text: string, signal: AbortSignal): Promise<void>;
 }
 
@@ -58,9 +63,9 @@ async function streamTurn(
     else if (event.type === "response.output_text.delta") process.stdout.write(event.delta);
     else if (event.type === "response.mcp_call.in_progress") process.stdout.write("[tool] ");
     else if (event.type === "response.failed") {
-      throw new Error(`The turn ${turnId} failed: ${event.response.error?.message}`);
+      throw new TurnNotCompleted(`The turn ${turnId} failed: ${event.response.error?.message}`);
     } else if (event.type === "response.incomplete") {
-      throw new Error(`The turn ${turnId} is ${event.response.status}.`);
+      throw new TurnNotCompleted(`The turn ${turnId} is ${event.response.status}.`);
     }
   }
   return turnId;

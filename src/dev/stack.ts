@@ -150,7 +150,10 @@ async function startParts(
   });
   const gateway = await startGateway({
     database,
-    turnkeeper: new Turnkeeper({ database, hub, engine: worker.engine }, "default"),
+    turnkeeper: new Turnkeeper(
+      { database, hub, engine: worker.engine, headStart: worker.headStart },
+      "default",
+    ),
     engine: worker.engine,
     host: config.host,
     port,
@@ -158,13 +161,16 @@ async function startParts(
     log,
   });
   started.add(gateway, (each) => each.close());
+  const broken = whenBroken(running, temporal?.exited);
+  // Closing the stack ends both as well; only who still waits wants to hear of it.
+  broken.catch(() => {});
   return {
     database,
     gatewayUrl: gateway.url,
     temporalUiUrl: temporal?.uiUrl,
     namespace: client.options.namespace,
     isSimulated: config.openaiApiKey === null,
-    broken: whenBroken(running, temporal?.exited),
+    broken,
     close: () => started.close(),
   };
 }

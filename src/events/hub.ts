@@ -36,6 +36,8 @@ interface WatchedTurn {
  * but its own time: what has left the shared memory it reads from the log.
  */
 export class EventHub {
+  /** Marks this process's own notifications: what they tell of was handed over before. */
+  readonly id = crypto.randomUUID();
   readonly #database: Database;
   readonly #settings: EventHubSettings;
   readonly #watched = new Map<string, WatchedTurn>();
@@ -58,7 +60,9 @@ export class EventHub {
     const hub = new EventHub(database, settings);
     hub.#timer = setInterval(() => hub.#wake(), settings.rereadMs);
     hub.#timer.unref();
-    hub.#subscription = await database.listen("turnkeeper_events", () => hub.#wake());
+    hub.#subscription = await database.listen("turnkeeper_events", (from) => {
+      if (from !== hub.id) hub.#wake();
+    });
     return hub;
   }
 
@@ -190,6 +194,8 @@ export class EventHub {
   #take(turn: WatchedTurn, events: readonly RecordedEvent[]): void {
     const known = turn.lastNumber;
     for (const event of events) {
+      // After a gap: another process wrote what comes before it, or it is being read.
+      if (event.sequenceNumber > turn.lastNumber + 1) this.#wake();
       if (event.sequenceNumber !== turn.lastNumber + 1) continue;
       turn.recent.push(event);
       turn.recentBytes += event.body.length;

@@ -1,7 +1,7 @@
 import type { OutputEntry, TurnEvent } from "../turn/events.ts";
 import { newId, newItemId } from "../turn/ids.ts";
-import { isFunctionCall } from "../turn/items.ts";
 import type { Item } from "../turn/items.ts";
+import { OpenItems, partialAnswers } from "../turn/openItems.ts";
 import type { ToolCall } from "../turn/verdict.ts";
 
 /** What one model call has produced, once its stream has ended. */
@@ -20,8 +20,13 @@ interface Slot {
   /** The item's one id from `added` to `done`. */
   id: string;
   type: string;
-  /** Set for a call of a server tool, which the stream shows as `mcp_call`. */
-  serverCallId: string | null;
+  /** The one call id of a function call; `null` for other items. */
+  callId: string | null;
+  /** A call of a server tool, which the stream shows as `mcp_call`. */
+  isServerCall: boolean;
+  /** The places of its announced parts, by the provider's own. */
+  contents: Map<number, number>;
+  summaries: Map<number, number>;
   done: boolean;
 }
 
@@ -41,14 +46,46 @@ const lifecycle = new Set([
   "response.failed",
 ]);
 
-function mcpCallItem(slot: Slot, name: unknown, argumentText: string): Record<string, unknown> {
+/** Types whose `call_id` is the item's own; an output's names the call that it answers. */
+const callTypes = new Set(["function_call", "custom_tool_call"]);
+
+/** What clients take for granted in an announced item (`accumulateResponse` of openai 7.57.0). */
+const emptyFields: Record<string, Record<string, unknown>> = {
+  message: { role: "assistant", content: [] },
+  reasoning: { summary: [] },
+  function_call: { arguments: "" },
+  custom_tool_call: { input: "" },
+};
+
+/** The part that an event of this type writes to, as it is announced. */
+function emptyPart(eventType: string): Record<string, unknown> | undefined {
+  const [, kind] = eventType.split(".");
+  switch (kind) {
+    case "output_text":
+      return { type: "output_text", text: "", annotations: [], logprobs: [] };
+    case "refusal":
+      return { type: "refusal", refusal: "" };
+    case "reasoning_text":
+      return { type: "reasoning_text", text: "" };
+    case "reasoning_summary_text":
+      return { type: "summary_text", text: "" };
+    default:
+      return undefined;
+  }
+}
+
+function text(value: unknown): string {
+  return typeof value === "string" ? value : "";
+}
+
+function mcpCallItem(slot: Slot, name: unknown): Record<string, unknown> {
   return {
     id: slot.id,
     type: "mcp_call",
     status: "in_progress",
     server_label: serverLabel,
-    name,
-    arguments: argumentText,
+    name: text(name),
+    arguments: "",
     output: null,
     error: null,
     approval_request_id: null,
@@ -58,23 +95,30 @@ function mcpCallItem(slot: Slot, name: unknown, argumentText: string): Record<st
 /**
  * Turns the events of one model call into events of the turn's stream: one response id, places that
  * go on across steps and attempts, one id per item. Providers that leave out ids, parts or whole
- * events are tolerated: what their `done` items say is announced late rather than lost.
+ * events are tolerated: what they leave out is announced late rather than lost.
  */
 export class ModelStreamTranslator {
   readonly #slots = new Map<number, Slot>();
   readonly #isServerCall: (item: Record<string, unknown>) => boolean;
+  readonly #usedIds: Set<string>;
+  readonly #open = new OpenItems();
   readonly #items = new Map<number, Item>();
   readonly #output: OutputEntry[] = [];
   readonly #calls = new Map<number, ToolCall>();
   #nextOutputIndex: number;
 
-  /** @param options `isServerCall` tells whether a `function_call` item is Turnkeeper's to answer. */
+  /**
+   * @param options `isServerCall` tells whether a `function_call` item is Turnkeeper's to answer;
+   *   `usedIds` are the ids and call ids that the turn has shown or stored before.
+   */
   constructor(options: {
     firstOutputIndex: number;
     isServerCall: (item: Record<string, unknown>) => boolean;
+    usedIds?: Iterable<string>;
   }) {
     this.#nextOutputIndex = options.firstOutputIndex;
     this.#isServerCall = options.isServerCall;
+    this.#usedIds = new Set(options.usedIds);
   }
 
   get nextOutputIndex(): number {
@@ -83,39 +127,38 @@ export class ModelStreamTranslator {
 
   /** The events that clients see for one event of the provider; often none or one. */
   translate(event: TurnEvent): TurnEvent[] {
-    if (lifecycle.has(event.type)) return [];
-    if (event.type === "response.output_item.added") return this.#added(event);
-    if (event.type === "response.output_item.done") return this.#done(event);
-    const slot = this.#slots.get(event["output_index"] as number);
-    if (slot === undefined || slot.done) return [];
-    const { sequence_number: _number, obfuscation: _obfuscation, ...fields } = event;
-    const own = { ...fields, output_index: slot.index };
-    const named = "item_id" in fields ? { ...own, item_id: slot.id } : own;
-    if (slot.serverCallId === null) return [named];
-    const isArguments = event.type.startsWith("response.function_call_arguments.");
-    if (!isArguments) return [];
-    const { name: _name, ...withoutName } = named as Record<string, unknown>;
-    return [
-      { ...withoutName, type: event.type.replace("function_call_arguments", "mcp_call_arguments") },
-    ];
+    const events = this.#translate(event);
+    for (const each of events) this.#open.apply(each);
+    return events;
   }
 
   /**
    * The whole outcome. `finalItems` is the output of the provider's terminal event; items that were
-   * never finished in the stream are taken from there.
+   * never finished in the stream are taken from there. What is left open after that is closed as
+   * `incomplete`; its text stays part of the answer.
    */
   finish(finalItems: readonly unknown[]): { events: TurnEvent[]; output: ModelOutput } {
     const events: TurnEvent[] = [];
-    for (const [place, item] of finalItems.entries()) {
+    const finished = [...this.#slots.values()].filter((slot) => slot.done).length;
+    // Some providers do not number items as they list them; with equal counts nothing is missing.
+    const missing = finalItems.length > finished ? finalItems.entries() : [];
+    for (const [place, item] of missing) {
       if (this.#slots.get(place)?.done) continue;
       events.push(
         ...this.translate({ type: "response.output_item.done", output_index: place, item }),
       );
     }
+    // What clients see of these is finished by the tools' steps.
+    for (const index of this.#calls.keys()) this.#open.forget(index);
+    const left = this.#open.close();
+    for (const entry of partialAnswers(left)) {
+      this.#items.set(entry.index, entry.item as Item);
+      this.#output.push(entry);
+    }
     const inOrder = <Value>(map: Map<number, Value>): Value[] =>
       [...map].sort(([a], [b]) => a - b).map(([, value]) => value);
     return {
-      events,
+      events: [...events, ...left.events],
       output: {
         items: inOrder(this.#items),
         output: this.#output,
@@ -125,16 +168,70 @@ export class ModelStreamTranslator {
     };
   }
 
-  #open(place: number, item: Record<string, unknown>): Slot {
+  #translate(event: TurnEvent): TurnEvent[] {
+    if (lifecycle.has(event.type)) return [];
+    if (event.type === "response.output_item.added") return this.#added(event);
+    if (event.type === "response.output_item.done") return this.#done(event);
+    const slot = this.#slots.get(event["output_index"] as number);
+    if (slot === undefined || slot.done) return [];
+    const { sequence_number: _number, obfuscation: _obfuscation, ...fields } = event;
+    const named = { ...fields, item_id: slot.id, output_index: slot.index };
+    if (!slot.isServerCall) return this.#inPart(slot, named);
+    if (!event.type.startsWith("response.function_call_arguments.")) return [];
+    const { name: _name, ...withoutName } = named as TurnEvent & { name?: unknown };
+    const type = event.type.replace("function_call_arguments", "mcp_call_arguments");
+    return [{ ...withoutName, type }];
+  }
+
+  /** Numbers parts from 0 without gaps, and announces one that the provider has not announced. */
+  #inPart(slot: Slot, event: TurnEvent): TurnEvent[] {
+    const announces = /^response\.(content|reasoning_summary)_part\.(added|done)$/.exec(event.type);
+    const given = event["part"] as Record<string, unknown> | undefined;
+    const part = announces === null ? emptyPart(event.type) : given;
+    if (!part) return announces === null ? [event] : [];
+    const isSummary = part["type"] === "summary_text";
+    const [field, places, type] = isSummary
+      ? (["summary_index", slot.summaries, "response.reasoning_summary_part.added"] as const)
+      : (["content_index", slot.contents, "response.content_part.added"] as const);
+    const theirs = typeof event[field] === "number" ? event[field] : 0;
+    const known = places.get(theirs);
+    const place = known ?? places.size;
+    places.set(theirs, place);
+    const whole = part["type"] === "output_text" ? { annotations: [], ...part } : part;
+    const { item_id, output_index } = event;
+    const added = { type, item_id, output_index, [field]: place, part: whole };
+    const isAdded = announces?.[2] === "added";
+    if (isAdded) return known === undefined ? [added] : [];
+    const own = { ...event, [field]: place };
+    return known === undefined ? [added, own] : [own];
+  }
+
+  #ownId(given: unknown, type: string): string {
+    const isUsable =
+      typeof given === "string" && trustedId.test(given) && !this.#usedIds.has(given);
+    const id = isUsable ? given : newItemId(type);
+    this.#usedIds.add(id);
+    return id;
+  }
+
+  #ownCallId(given: unknown): string {
+    const isUsable = typeof given === "string" && given !== "" && !this.#usedIds.has(given);
+    const id = isUsable ? given : newId("modelCall");
+    this.#usedIds.add(id);
+    return id;
+  }
+
+  #openSlot(place: number, item: Record<string, unknown>): Slot {
     const type = String(item["type"]);
-    const given = item["id"];
     const isServerCall = type === "function_call" && this.#isServerCall(item);
-    const ownId = typeof given === "string" && trustedId.test(given) ? given : newItemId(type);
     const slot: Slot = {
       index: this.#nextOutputIndex++,
-      id: isServerCall ? newId("mcpCall") : ownId,
+      id: isServerCall ? newId("mcpCall") : this.#ownId(item["id"], type),
       type,
-      serverCallId: isServerCall ? ownId : null,
+      callId: callTypes.has(type) ? this.#ownCallId(item["call_id"]) : null,
+      isServerCall,
+      contents: new Map(),
+      summaries: new Map(),
       done: false,
     };
     this.#slots.set(place, slot);
@@ -145,15 +242,20 @@ export class ModelStreamTranslator {
     const item = event["item"] as Record<string, unknown> | null | undefined;
     const place = event["output_index"] as number;
     if (!item || this.#slots.has(place)) return [];
-    const slot = this.#open(place, item);
-    if (slot.serverCallId === null) {
-      return [{ type: event.type, output_index: slot.index, item: { ...item, id: slot.id } }];
+    const slot = this.#openSlot(place, item);
+    const added = { type: event.type, output_index: slot.index };
+    if (!slot.isServerCall) {
+      return [{ ...added, item: { ...this.#named(slot, item), ...emptyFields[slot.type] } }];
     }
-    const shown = mcpCallItem(slot, item["name"], "");
     return [
-      { type: event.type, output_index: slot.index, item: shown },
+      { ...added, item: mcpCallItem(slot, item["name"]) },
       { type: "response.mcp_call.in_progress", item_id: slot.id, output_index: slot.index },
     ];
+  }
+
+  #named(slot: Slot, item: Record<string, unknown>): Item {
+    const named = { ...item, type: slot.type, id: slot.id };
+    return slot.callId === null ? named : { ...named, call_id: slot.callId };
   }
 
   #done(event: TurnEvent): TurnEvent[] {
@@ -166,20 +268,32 @@ export class ModelStreamTranslator {
     const slot = this.#slots.get(place);
     if (slot === undefined || slot.done) return [];
     slot.done = true;
-    const finished = { ...item, type: slot.type, id: slot.serverCallId ?? slot.id } as Item;
-    this.#items.set(slot.index, finished);
-    if (slot.serverCallId !== null && isFunctionCall(finished)) {
-      this.#calls.set(slot.index, {
-        callId: finished.call_id,
-        name: finished.name,
-        arguments: finished.arguments,
-        outputIndex: slot.index,
-        itemId: slot.id,
-      });
+    if (slot.isServerCall) {
+      this.#doneServerCall(slot, item);
       return late;
     }
+    const finished = this.#named(slot, item);
+    this.#items.set(slot.index, finished);
     this.#output.push({ index: slot.index, item: finished });
     return [...late, { type: event.type, output_index: slot.index, item: finished }];
+  }
+
+  /** The model goes on with the call itself; clients see an `mcp_call` that its tool's step ends. */
+  #doneServerCall(slot: Slot, item: Record<string, unknown>): void {
+    const call = {
+      ...this.#named(slot, item),
+      id: this.#ownId(item["id"], "function_call"),
+      name: text(item["name"]),
+      arguments: text(item["arguments"]),
+    };
+    this.#items.set(slot.index, call);
+    this.#calls.set(slot.index, {
+      callId: slot.callId ?? "",
+      name: call.name,
+      arguments: call.arguments,
+      outputIndex: slot.index,
+      itemId: slot.id,
+    });
   }
 }
 

@@ -159,35 +159,30 @@ export class EventWriter {
     const steps = [...this.#steps].filter(hasWork);
     if (steps.length === 0) return;
     for (const step of steps) step.sent ??= nextEntry(step);
-    const stored = await this.#send(steps).catch((error: unknown) => {
+    await this.#send(steps).catch((error: unknown) => {
       if (error instanceof StoreUnavailable) throw error;
       // One step's events are at fault; the others must not suffer for it.
       return this.#sendEach(steps);
     });
-    if (stored) void this.#database.notify("turnkeeper_events", "").catch(() => {});
   }
 
-  /** Returns whether anything was stored. */
-  async #send(steps: readonly PendingStep[]): Promise<boolean> {
+  async #send(steps: readonly PendingStep[]): Promise<void> {
     const entries = steps.map((step) => step.sent as FlushEntry);
     const outcomes = await flushEvents(this.#database, entries);
     for (const [at, step] of steps.entries()) {
       this.#settle(step, entries[at] as FlushEntry, outcomes[at] as FlushOutcome);
     }
-    return outcomes.some((outcome) => outcome.state === "stored");
   }
 
-  async #sendEach(steps: readonly PendingStep[]): Promise<boolean> {
-    let stored = false;
+  async #sendEach(steps: readonly PendingStep[]): Promise<void> {
     for (const step of steps) {
       try {
-        stored = (await this.#send([step])) || stored;
+        await this.#send([step]);
       } catch (error) {
         if (error instanceof StoreUnavailable) throw error;
         this.#fail(step);
       }
     }
-    return stored;
   }
 
   #fail(step: PendingStep): void {

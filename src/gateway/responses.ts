@@ -81,7 +81,7 @@ async function answerWhenEnded(
 ): Promise<FastifyReply> {
   let ended: Turn;
   try {
-    ended = await request.caller.turns.waitForEnd(turn.id, connection.signal);
+    ended = await request.caller.turns.waitForEnd(turn, connection.signal);
   } catch (error) {
     if (connection.signal.aborted) return letGo(request, reply, turn, connection);
     throw error;

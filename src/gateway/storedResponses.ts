@@ -56,7 +56,7 @@ function addCancelRoute(app: FastifyInstance, closing: AbortSignal): void {
     if (isTerminal(turn.status)) return responseObject(turn);
     const signal = AbortSignal.any([AbortSignal.timeout(cancelWaitMs), closing]);
     // Asked for on record: the end comes, if not within this wait.
-    const ended = await turns.waitForEnd(turn.id, signal).catch(() => turn);
+    const ended = await turns.waitForEnd(turn, signal).catch(() => turn);
     return responseObject(ended);
   });
 }

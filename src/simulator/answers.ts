@@ -11,7 +11,7 @@ const NOTE = "(simulated answer; set OPENAI_API_KEY for a real model)";
 /** Words that say nothing about what a tool is for. */
 const EMPTY_WORDS = new Set(
   `a about all an and any are as at be by call can do for from function get given has have how i if in
-  into is it its me my of on one or please return set show tell that the this to tool use user value
+  into is it its me my of on one or please return set show tell that the this times to tool use user value
   want was what when where which will with would you your`.split(/\s+/),
 );
 

@@ -9,7 +9,7 @@ import { responseObject } from "../turn/response.ts";
 import { isTerminal } from "../turn/turn.ts";
 import type { Turn } from "../turn/turn.ts";
 import { one } from "./database.ts";
-import type { Database, Queryable } from "./database.ts";
+import type { Database, Queryable, Transaction } from "./database.ts";
 import { turnColumns, turnFromRow } from "./turns.ts";
 import type { TurnRow } from "./turns.ts";
 
@@ -96,9 +96,9 @@ async function placeInNamed(tx: Queryable, project: string, id: string): Promise
   return placeIn(id, locked);
 }
 
-async function placeInNew(tx: Queryable, project: string): Promise<Place> {
+function placeInNew(tx: Transaction, project: string): Place {
   const id = newId("conversation");
-  await tx.query("INSERT INTO conversations (id, project_id) VALUES ($1, $2)", [id, project]);
+  tx.send("INSERT INTO conversations (id, project_id) VALUES ($1, $2)", [id, project]);
   return { conversationId: id, holder: null, pendingCalls: [] };
 }
 
@@ -240,11 +240,11 @@ async function insertTurn(
 }
 
 /** The stream's first events, its head, and the conversation's lock where it is free. */
-async function openStream(tx: Queryable, turn: Turn): Promise<void> {
+function openStream(tx: Transaction, turn: Turn): void {
   const created = { type: "response.created", response: responseObject(turn) };
   const events =
     turn.status === "queued" ? [created, lifecycleEvent(responseObject(turn))] : [created];
-  await tx.query(
+  tx.send(
     `WITH head AS (
        INSERT INTO turn_heads (turn_id, admitted_on, next_sequence_number)
        VALUES ($1, $2, cardinality($3::text[]))
@@ -263,7 +263,7 @@ async function openStream(tx: Queryable, turn: Turn): Promise<void> {
   );
 }
 
-async function findPlace(tx: Queryable, admission: Admission): Promise<Place> {
+async function findPlace(tx: Transaction, admission: Admission): Promise<Place> {
   const { conversation, previousTurnId } = admission.request;
   if (conversation !== null) return placeInNamed(tx, admission.project, conversation);
   if (previousTurnId !== null) return placeAfter(tx, admission.project, previousTurnId);
@@ -287,18 +287,16 @@ export async function admitTurn(database: Database, admission: Admission): Promi
       const before = await findRepetition(tx, admission);
       if (before !== null) return { turn: before, isNew: false };
       const place = await findPlace(tx, admission);
-      // Again under the conversation's lock: the same request may have come twice at once.
-      const twin = place.holder === null ? null : await findRepetition(tx, admission);
-      if (twin !== null) return { turn: twin, isNew: false };
       if (place.holder === null) checkAnswers(place.pendingCalls, admission.request);
       else await checkQueue(tx, place, admission);
       const turn = await insertTurn(tx, admission, place);
       if (turn === undefined) throw new LostRace();
-      await openStream(tx, turn);
+      openStream(tx, turn);
       return { turn, isNew: true };
     });
   } catch (error) {
-    if (!(error instanceof LostRace)) throw error;
+    if (!(error instanceof LostRace || error instanceof Refusal)) throw error;
+    // The same request may have come twice at once: what refuses one may be the other's turn.
     const winner = await findRepetition(database, admission);
     if (winner === null) throw error;
     return { turn: winner, isNew: false };

@@ -256,18 +256,37 @@ export async function deleteItem(
 ): Promise<void> {
   await database.transaction(async (tx) => {
     await lockIdle(tx, project, conversationId);
-    const { position } = await findItem(tx, project, conversationId, itemId);
+    const { position, body } = await findItem(tx, project, conversationId, itemId);
     // A fork hides only what is its own: shared items belong to its base.
     const rows = await tx.query(
       `UPDATE items SET deleted_at = now()
        WHERE conversation_id = $1 AND project_id = $2 AND position = $3 RETURNING id`,
       [conversationId, project, position],
     );
-    if (rows.length > 0) return;
+    if (rows.length > 0) return forgetPendingCall(tx, conversationId, JSON.parse(body) as Item);
     throw new Refusal(
       "item_not_found",
       `Item '${itemId}' belongs to the conversation that this one was forked from.`,
       "item_id",
     );
   });
+}
+
+/** A call that is gone needs no answer. */
+async function forgetPendingCall(
+  tx: Queryable,
+  conversationId: string,
+  deleted: Item,
+): Promise<void> {
+  if (!isFunctionCall(deleted)) return;
+  const row = await one(
+    tx.query<{ pending_calls: string }>("SELECT pending_calls FROM conversations WHERE id = $1", [
+      conversationId,
+    ]),
+  );
+  const pending = JSON.parse(row.pending_calls) as string[];
+  await tx.query("UPDATE conversations SET pending_calls = $2 WHERE id = $1", [
+    conversationId,
+    JSON.stringify(pending.filter((callId) => callId !== deleted.call_id)),
+  ]);
 }

@@ -11,14 +11,24 @@ export interface Queryable {
   query<Row = Record<string, never>>(sql: string, parameters?: readonly unknown[]): Promise<Row[]>;
 }
 
+/** A transaction's own handle. */
+export interface Transaction extends Queryable {
+  /**
+   * Runs a statement whose rows nobody needs, without waiting for it: statements that do not need
+   * each other's results share one round trip. If it fails, the transaction fails.
+   */
+  send(sql: string, parameters?: readonly unknown[]): void;
+}
+
 export interface Database extends Queryable {
   readonly kind: "postgres" | "pglite";
   /**
-   * Runs `work` in one READ COMMITTED transaction; rolls back when it throws. `work` may await
+   * Runs `work` in one READ COMMITTED transaction; rolls back when it throws. Statements run in the
+   * order in which they were issued, whether or not `work` awaits them. `work` may await
    * nothing but its own handle: an idle transaction is ended by the server after
    * `idleTransactionTimeoutMs`.
    */
-  transaction<Result>(work: (tx: Queryable) => Promise<Result>): Promise<Result>;
+  transaction<Result>(work: (tx: Transaction) => Promise<Result>): Promise<Result>;
   /** Wakes listeners, in a transaction of its own that does not wait for the disk. May be lost. */
   notify(channel: Channel, payload: string): Promise<void>;
   /**

@@ -1,18 +1,20 @@
 import { lifecycleEvent } from "../turn/events.ts";
-import type { OutputEntry, TurnEvent } from "../turn/events.ts";
+import type { RecordedEvent, TurnEvent } from "../turn/events.ts";
+import { failure, Refusal } from "../turn/failures.ts";
 import type { Failure } from "../turn/failures.ts";
 import { isFunctionCall, unansweredCalls } from "../turn/items.ts";
 import type { Item } from "../turn/items.ts";
-import { closeOpenItems } from "../turn/openItems.ts";
+import { closeOpenItems, partialAnswers } from "../turn/openItems.ts";
 import { responseObject } from "../turn/response.ts";
 import { isTerminal } from "../turn/turn.ts";
 import type { TerminalStatus, Turn, Usage } from "../turn/turn.ts";
+import { checkAnswers } from "./admission.ts";
 import { one } from "./database.ts";
-import type { Database, Queryable } from "./database.ts";
+import type { Database, Queryable, Transaction } from "./database.ts";
 import { appendEvents, readAllEvents } from "./eventLog.ts";
 import { closeModelCall, wasteOpenCalls } from "./modelCalls.ts";
 import type { ModelCallEnd } from "./modelCalls.ts";
-import { finishStep, readFinishedSteps } from "./steps.ts";
+import { finishStep, holdsStep, readFinishedSteps, Replaced } from "./steps.ts";
 import type { Fence, FinishedStep, StepResult } from "./steps.ts";
 import { turnColumns, turnFromRow } from "./turns.ts";
 import type { TurnRow } from "./turns.ts";
@@ -35,44 +37,40 @@ export interface LastStep {
 export interface EndingCondition {
   /** Only if this is still the run on record; `null`: only if no run has claimed the turn. */
   ifRunId?: string | null;
+  /** Only if this attempt still has its step. */
+  ifStep?: Fence;
 }
 
 export type Ended =
-  | { outcome: "ended"; status: TerminalStatus; granted: string | null }
+  | { outcome: "ended"; status: TerminalStatus; granted: string | null; events: RecordedEvent[] }
   /** The turn had ended before: its status decides [1]. */
   | { outcome: "already"; status: TerminalStatus; granted: null }
   /** The writer has been replaced, or the condition does not hold; nothing was changed [3]. */
   | { outcome: "fenced"; granted: null };
 
 async function lockTurn(
-  tx: Queryable,
+  tx: Transaction,
   turnId: string,
   conversationId: string,
 ): Promise<Turn | undefined> {
-  // The order of locks is conversation, turn, steps, heads; every transaction keeps it.
-  await tx.query("SELECT id FROM conversations WHERE id = $1 FOR UPDATE", [conversationId]);
+  // The order of locks is conversation, turn, steps, heads; every transaction keeps it. A step that
+  // is inserted under its fence refers to the turn, which only a stronger lock would hold up.
+  tx.send("SELECT id FROM conversations WHERE id = $1 FOR NO KEY UPDATE", [conversationId]);
   const [row] = await tx.query<TurnRow>(
-    `SELECT ${turnColumns} FROM turns WHERE id = $1 FOR UPDATE`,
+    `SELECT ${turnColumns} FROM turns WHERE id = $1 FOR NO KEY UPDATE`,
     [turnId],
   );
   return row === undefined ? undefined : turnFromRow(row);
 }
 
 /** Fences every owner of a running step, because the turn ends without them. */
-async function abandonSteps(tx: Queryable, turnId: string): Promise<void> {
-  await tx.query(
+async function abandonSteps(tx: Transaction, turnId: string): Promise<void> {
+  tx.send(
     `UPDATE steps SET state = 'abandoned'
      WHERE turn_id = $1 AND state IN ('running', 'scheduled')`,
     [turnId],
   );
   await wasteOpenCalls(tx, turnId);
-}
-
-/** A partial answer is kept when its reader saw something of it. */
-function isWorthKeeping(entry: OutputEntry): boolean {
-  if (entry.item["type"] !== "message") return false;
-  const content = entry.item["content"] as { text?: string }[];
-  return content.some((part) => (part.text ?? "") !== "");
 }
 
 interface Outcome {
@@ -94,8 +92,8 @@ async function gatherOutcome(
   const left =
     ending.status === "completed"
       ? { events: [], output: [] }
-      : closeOpenItems(await readAllEvents(tx, turn));
-  const kept = ending.status === "failed" ? [] : left.output.filter(isWorthKeeping);
+      : closeOpenItems([...(await readAllEvents(tx, turn)), ...(lastStep?.result.events ?? [])]);
+  const kept = ending.status === "failed" ? [] : partialAnswers(left);
   const entries = [...steps.flatMap((step) => step.output), ...kept];
   return {
     items: [...steps.flatMap((step) => step.items), ...kept.map((entry) => entry.item as Item)],
@@ -134,9 +132,9 @@ function pendingCalls(turn: Turn, items: readonly Item[]): string[] {
 }
 
 /** Items become part of the conversation only now; a failed turn leaves nothing behind. */
-async function appendItems(tx: Queryable, turn: Turn, items: readonly Item[]): Promise<void> {
+function appendItems(tx: Transaction, turn: Turn, items: readonly Item[]): void {
   if (turn.status === "failed") return;
-  await tx.query(
+  tx.send(
     `WITH conversation AS (
        UPDATE conversations SET next_position = next_position + cardinality($4::text[]),
          head_turn_id = $2, pending_calls = $6
@@ -160,8 +158,8 @@ async function appendItems(tx: Queryable, turn: Turn, items: readonly Item[]): P
   );
 }
 
-async function closeTurn(tx: Queryable, turn: Turn): Promise<void> {
-  await tx.query(
+function closeTurn(tx: Transaction, turn: Turn): void {
+  tx.send(
     `UPDATE turns SET status = $2, output = $3, usage = $4, failure = $5, incomplete_reason = $6,
        ended_at = $7
      WHERE id = $1`,
@@ -199,44 +197,95 @@ async function grantNext(tx: Queryable, turn: Turn): Promise<string | null> {
   return row?.holder_turn_id ?? null;
 }
 
+interface EndingBy extends EndingCondition {
+  lastStep?: LastStep;
+}
+
+/** Finishes the last step, if there is one, and takes every other running step from its owner. */
+async function endSteps(tx: Transaction, turnId: string, lastStep?: LastStep): Promise<void> {
+  const work: Promise<void>[] = [];
+  if (lastStep !== undefined) work.push(finishStep(tx, lastStep.fence, lastStep.result));
+  if (lastStep?.modelCall) work.push(closeModelCall(tx, lastStep.modelCall));
+  if (lastStep === undefined || lastStep.fence.step > 1) work.push(abandonSteps(tx, turnId));
+  await Promise.all(work);
+}
+
 async function endInside(
-  tx: Queryable,
+  tx: Transaction,
   turnId: string,
   conversationId: string,
   ending: Ending,
-  lastStep: LastStep | undefined,
-  condition: EndingCondition,
+  by: EndingBy,
 ): Promise<Ended> {
   const before = await lockTurn(tx, turnId, conversationId);
   if (before === undefined) return { outcome: "fenced", granted: null };
-  if (isTerminal(before.status))
+  if (isTerminal(before.status)) {
     return { outcome: "already", status: before.status, granted: null };
-  if (condition.ifRunId !== undefined && condition.ifRunId !== before.runId) {
+  }
+  if (by.ifRunId !== undefined && by.ifRunId !== before.runId) {
     return { outcome: "fenced", granted: null };
   }
-  if (lastStep !== undefined) {
-    if (!(await finishStep(tx, before, lastStep.fence, lastStep.result))) {
-      return { outcome: "fenced", granted: null };
-    }
-    if (lastStep.modelCall !== null) await closeModelCall(tx, lastStep.modelCall);
+  if (by.ifStep !== undefined && !(await holdsStep(tx, by.ifStep))) {
+    return { outcome: "fenced", granted: null };
   }
-  if (lastStep === undefined || lastStep.fence.step > 1) await abandonSteps(tx, turnId);
-  const { items, output, events } = await gatherOutcome(tx, before, ending, lastStep);
+  const [, usage, outcome] = await Promise.all([
+    endSteps(tx, turnId, by.lastStep),
+    sumUsage(tx, turnId),
+    gatherOutcome(tx, before, ending, by.lastStep),
+  ]);
   const turn: Turn = {
     ...before,
     status: ending.status,
-    output,
-    usage: await sumUsage(tx, turnId),
+    output: outcome.output,
+    usage,
     failure: ending.failure ?? null,
     incompleteReason: ending.incompleteReason ?? null,
     endedAt: new Date(),
   };
   // A queued turn that ends must not get between another's question and answer.
-  if (before.status !== "queued") await appendItems(tx, turn, [...before.request.input, ...items]);
-  await closeTurn(tx, turn);
-  const granted = await grantNext(tx, turn);
-  await appendEvents(tx, turn, [...events, lifecycleEvent(responseObject(turn))]);
-  return { outcome: "ended", status: turn.status as TerminalStatus, granted };
+  if (before.status !== "queued") {
+    appendItems(tx, turn, [...before.request.input, ...outcome.items]);
+  }
+  closeTurn(tx, turn);
+  const last = by.lastStep?.result;
+  const events = [...(last?.events ?? []), ...outcome.events, lifecycleEvent(responseObject(turn))];
+  const [next, recorded] = await Promise.all([
+    grantNext(tx, turn),
+    appendEvents(tx, turn, events, last?.nextOutputIndex),
+  ]);
+  const granted = next === null ? null : await passOverUnanswering(tx, next, conversationId);
+  return { outcome: "ended", status: ending.status, granted, events: recorded };
+}
+
+/**
+ * A turn was queued before anybody knew which calls it would have to answer. If it does not answer
+ * them it fails as it would have at admission [9], and the next one is granted.
+ *
+ * @returns the turn that holds the conversation in the end.
+ */
+async function passOverUnanswering(
+  tx: Transaction,
+  turnId: string,
+  conversationId: string,
+): Promise<string | null> {
+  const { pending_calls: pending, request } = await one(
+    tx.query<{ pending_calls: string; request: string }>(
+      `SELECT conversations.pending_calls, turns.request
+       FROM turns JOIN conversations ON conversations.id = turns.conversation_id
+       WHERE turns.id = $1`,
+      [turnId],
+    ),
+  );
+  try {
+    checkAnswers(JSON.parse(pending) as string[], JSON.parse(request) as Turn["request"]);
+    return turnId;
+  } catch (error) {
+    if (!(error instanceof Refusal)) throw error;
+    const reason = failure("unanswered_calls", error.message, { code: error.code });
+    const failed: Ending = { status: "failed", failure: reason };
+    const ended = await endInside(tx, turnId, conversationId, failed, {});
+    return ended.granted;
+  }
 }
 
 /**
@@ -249,15 +298,18 @@ export function endTurn(
   database: Database,
   turn: { id: string; conversationId: string },
   ending: Ending,
-  by: { lastStep?: LastStep } & EndingCondition = {},
+  by: EndingBy = {},
 ): Promise<Ended> {
-  return database.transaction((tx) =>
-    endInside(tx, turn.id, turn.conversationId, ending, by.lastStep, by),
-  );
+  return database
+    .transaction((tx) => endInside(tx, turn.id, turn.conversationId, ending, by))
+    .catch((error: unknown) => {
+      if (error instanceof Replaced) return { outcome: "fenced", granted: null };
+      throw error;
+    });
 }
 
 export type CancelOutcome =
-  | { outcome: "ended"; status: TerminalStatus; granted: string | null }
+  | { outcome: "ended"; status: TerminalStatus; granted: string | null; events: RecordedEvent[] }
   /** A worker or the workflow will end it. */
   | { outcome: "requested" };
 
@@ -273,20 +325,14 @@ export function cancelTurn(
     const before = await lockTurn(tx, turn.id, turn.conversationId);
     if (before === undefined) return { outcome: "requested" };
     if (isTerminal(before.status)) {
-      return { outcome: "ended", status: before.status, granted: null };
+      return { outcome: "ended", status: before.status, granted: null, events: [] };
     }
     if (before.runId === null) {
-      const ended = await endInside(
-        tx,
-        turn.id,
-        turn.conversationId,
-        { status: "cancelled" },
-        undefined,
-        {},
-      );
-      if (ended.outcome !== "fenced") return { ...ended, outcome: "ended" };
+      const cancelled: Ending = { status: "cancelled" };
+      const ended = await endInside(tx, turn.id, turn.conversationId, cancelled, {});
+      if (ended.outcome === "ended") return ended;
     }
-    await tx.query(
+    tx.send(
       "UPDATE turns SET cancel_requested_at = coalesce(cancel_requested_at, now()) WHERE id = $1",
       [turn.id],
     );

@@ -1,5 +1,7 @@
 import { eventBody, parseEvent } from "../turn/events.ts";
 import type { RecordedEvent, TurnEvent } from "../turn/events.ts";
+import type { TurnStatus } from "../turn/turn.ts";
+import { one } from "./database.ts";
 import type { Queryable } from "./database.ts";
 import type { Fence } from "./steps.ts";
 
@@ -13,27 +15,32 @@ export interface EventKey {
  * Appends events in the caller's transaction, which holds what entitles it to [3]. The lock on the
  * head makes numbers visible in order and without gaps [6].
  *
- * @returns the number of the first event.
+ * @returns the events as they are on record once the transaction has committed.
  */
 export async function appendEvents(
   tx: Queryable,
   turn: EventKey,
   events: readonly TurnEvent[],
   nextOutputIndex = 0,
-): Promise<void> {
-  if (events.length === 0 && nextOutputIndex === 0) return;
-  await tx.query(
+): Promise<RecordedEvent[]> {
+  if (events.length === 0 && nextOutputIndex === 0) return [];
+  const bodies = events.map(eventBody);
+  const [head] = await tx.query<{ first: number }>(
     `WITH head AS (
        UPDATE turn_heads SET next_sequence_number = next_sequence_number + cardinality($3::text[]),
          next_output_index = greatest(next_output_index, $4)
        WHERE turn_id = $1
        RETURNING next_sequence_number - cardinality($3::text[]) AS first
+     ), written AS (
+       INSERT INTO turn_events (admitted_on, turn_id, sequence_number, body)
+       SELECT $2, $1, head.first + number - 1, body
+       FROM head, unnest($3::text[]) WITH ORDINALITY AS event (body, number)
      )
-     INSERT INTO turn_events (admitted_on, turn_id, sequence_number, body)
-     SELECT $2, $1, head.first + number - 1, body
-     FROM head, unnest($3::text[]) WITH ORDINALITY AS event (body, number)`,
-    [turn.id, turn.admittedOn, events.map(eventBody), nextOutputIndex],
+     SELECT first FROM head`,
+    [turn.id, turn.admittedOn, bodies, nextOutputIndex],
   );
+  const first = head?.first ?? 0;
+  return bodies.map((body, at) => ({ sequenceNumber: first + at, body }));
 }
 
 interface EventRow {
@@ -59,6 +66,21 @@ export async function readLastNumber(queryable: Queryable, turnId: string): Prom
     [turnId],
   );
   return (row?.next_sequence_number ?? 0) - 1;
+}
+
+/** A turn's status and the number of its last event, read together. */
+export async function readProgress(
+  queryable: Queryable,
+  turnId: string,
+): Promise<{ status: TurnStatus; lastNumber: number }> {
+  const row = await one(
+    queryable.query<{ status: TurnStatus; next_sequence_number: number }>(
+      `SELECT turns.status, turn_heads.next_sequence_number
+       FROM turns JOIN turn_heads ON turn_heads.turn_id = turns.id WHERE turns.id = $1`,
+      [turnId],
+    ),
+  );
+  return { status: row.status, lastNumber: row.next_sequence_number - 1 };
 }
 
 export interface EventCursor extends EventKey {

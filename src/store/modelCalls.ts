@@ -1,7 +1,8 @@
 import { newId } from "../turn/ids.ts";
 import type { FailureClass } from "../turn/failures.ts";
 import type { Turn } from "../turn/turn.ts";
-import type { Queryable } from "./database.ts";
+import { one } from "./database.ts";
+import type { Queryable, Transaction } from "./database.ts";
 import type { Fence } from "./steps.ts";
 
 /** Tokens of one model call; `null` where the provider did not say. */
@@ -26,14 +27,44 @@ export interface ModelCallEnd {
 }
 
 /** Writes a call into the ledger before its request leaves [7]. Returns the row's id. */
-export async function openModelCall(tx: Queryable, turn: Turn, fence: Fence): Promise<string> {
+export function openModelCall(tx: Transaction, turn: Turn, fence: Fence): string {
   const id = newId("modelCall");
-  await tx.query(
+  tx.send(
     `INSERT INTO model_calls (id, project_id, turn_id, step, run_id, attempt, model)
      VALUES ($1, $2, $3, $4, $5, $6, $7)`,
     [id, turn.project, turn.id, fence.step, fence.runId, fence.attempt, turn.model],
   );
   return id;
+}
+
+/** The row that an earlier send of the same attempt's claim has opened. */
+export async function findOpenModelCall(tx: Queryable, fence: Fence): Promise<string | null> {
+  const [row] = await tx.query<{ id: string }>(
+    `SELECT id FROM model_calls
+     WHERE turn_id = $1 AND step = $2 AND run_id = $3 AND attempt = $4 AND outcome = 'open'`,
+    [fence.turnId, fence.step, fence.runId, fence.attempt],
+  );
+  return row?.id ?? null;
+}
+
+/** Takes back the row of a call whose request never left. */
+export async function dropModelCall(queryable: Queryable, id: string): Promise<void> {
+  await queryable.query("DELETE FROM model_calls WHERE id = $1 AND outcome = 'open'", [id]);
+}
+
+/** How many calls of a step have failed so far. */
+export async function countFailedCalls(
+  queryable: Queryable,
+  step: { turnId: string; step: number },
+): Promise<number> {
+  const { failed } = await one(
+    queryable.query<{ failed: number }>(
+      `SELECT count(*) AS failed FROM model_calls
+       WHERE turn_id = $1 AND step = $2 AND failure_class IS NOT NULL`,
+      [step.turnId, step.step],
+    ),
+  );
+  return failed;
 }
 
 /** Closes a row of the ledger. A row that a takeover has closed as wasted is only completed. */

@@ -1,7 +1,7 @@
 import { PGlite, types } from "@electric-sql/pglite";
-import type { Transaction } from "@electric-sql/pglite";
+import type { Transaction as PgliteTransaction } from "@electric-sql/pglite";
 import { vector } from "@electric-sql/pglite-pgvector";
-import type { Channel, Database, Queryable, Subscription } from "./database.ts";
+import type { Channel, Database, Subscription, Transaction } from "./database.ts";
 
 const parsers = {
   [types.INT8]: Number,
@@ -9,7 +9,7 @@ const parsers = {
 };
 
 async function run<Row>(
-  target: PGlite | Transaction,
+  target: PGlite | PgliteTransaction,
   sql: string,
   parameters?: readonly unknown[],
 ): Promise<Row[]> {
@@ -33,10 +33,20 @@ class PgliteDatabase implements Database {
     return run<Row>(this.#engine, sql, parameters);
   }
 
-  transaction<Result>(work: (tx: Queryable) => Promise<Result>): Promise<Result> {
-    return this.#engine.transaction((tx) =>
-      work({ query: (sql, parameters) => run(tx, sql, parameters) }),
-    );
+  transaction<Result>(work: (tx: Transaction) => Promise<Result>): Promise<Result> {
+    return this.#engine.transaction(async (tx) => {
+      const sent: Promise<unknown>[] = [];
+      const result = await work({
+        query: (sql, parameters) => run(tx, sql, parameters),
+        send(sql, parameters) {
+          const statement = run(tx, sql, parameters);
+          statement.catch(() => {});
+          sent.push(statement);
+        },
+      });
+      await Promise.all(sent);
+      return result;
+    });
   }
 
   async notify(channel: Channel, payload: string): Promise<void> {

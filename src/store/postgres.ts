@@ -1,6 +1,6 @@
 import pg from "pg";
 import { StoreUnavailable } from "./database.ts";
-import type { Channel, Database, Queryable, Subscription } from "./database.ts";
+import type { Channel, Database, Subscription, Transaction } from "./database.ts";
 
 export interface PostgresSettings {
   url: string;
@@ -88,6 +88,8 @@ class PostgresDatabase implements Database {
       connectionTimeoutMillis: settings.connectTimeoutMs,
       keepAlive: true,
       application_name: "turnkeeper",
+      // Statements go out without waiting for the answers of those before them.
+      pipeline: true,
     };
     this.#pool = new pg.Pool({
       ...shared,
@@ -105,7 +107,7 @@ class PostgresDatabase implements Database {
     return run<Row>(this.#pool, sql, parameters);
   }
 
-  async transaction<Result>(work: (tx: Queryable) => Promise<Result>): Promise<Result> {
+  async transaction<Result>(work: (tx: Transaction) => Promise<Result>): Promise<Result> {
     const client = await this.#pool.connect().catch((error: unknown) => {
       throw translate(error);
     });
@@ -113,15 +115,30 @@ class PostgresDatabase implements Database {
     const ignore = () => {};
     client.on("error", ignore);
     let broken: Error | undefined;
+    let failed: unknown;
     try {
-      await run(client, "BEGIN");
-      const result = await work({ query: (sql, parameters) => run(client, sql, parameters) });
-      await run(client, "COMMIT");
+      const sent: Promise<unknown>[] = [];
+      const issue = <Row>(sql: string, parameters?: readonly unknown[]): Promise<Row[]> => {
+        const statement = run<Row>(client, sql, parameters);
+        statement.catch((error: unknown) => (failed ??= error));
+        return statement;
+      };
+      const send = (sql: string, parameters?: readonly unknown[]): void => {
+        sent.push(issue(sql, parameters));
+      };
+      send("BEGIN");
+      const result = await work({ query: issue, send });
+      send("COMMIT");
+      await Promise.all(sent);
+      // A statement that failed has turned the commit into a rollback.
+      if (failed !== undefined) throw failed;
       return result;
     } catch (error) {
-      if (error instanceof StoreUnavailable) broken = error;
+      // Statements behind one that failed say only that the transaction has failed.
+      const cause = error instanceof pg.DatabaseError && error.code === "25P02" ? failed : error;
+      if (cause instanceof StoreUnavailable) broken = cause;
       else await run(client, "ROLLBACK").catch((failure: Error) => (broken = failure));
-      throw error;
+      throw cause;
     } finally {
       client.off("error", ignore);
       client.release(broken);

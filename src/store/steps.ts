@@ -1,15 +1,16 @@
 import { closeOpenItems } from "../turn/openItems.ts";
 import { lifecycleEvent } from "../turn/events.ts";
-import type { OutputEntry, TurnEvent } from "../turn/events.ts";
+import type { OutputEntry, RecordedEvent, TurnEvent } from "../turn/events.ts";
 import type { Item } from "../turn/items.ts";
 import { responseObject } from "../turn/response.ts";
 import { isTerminal } from "../turn/turn.ts";
 import type { Turn } from "../turn/turn.ts";
 import type { StepVerdict, ToolCall } from "../turn/verdict.ts";
-import { one } from "./database.ts";
-import type { Database, Queryable } from "./database.ts";
+import type { Database, Queryable, Transaction } from "./database.ts";
 import { appendEvents, readAllEvents } from "./eventLog.ts";
-import { openModelCall, wasteOpenCalls } from "./modelCalls.ts";
+import { isHeadStart, isHeadStartAlive } from "./headStarts.ts";
+import { closeModelCall, findOpenModelCall, openModelCall, wasteOpenCalls } from "./modelCalls.ts";
+import type { ModelCallEnd } from "./modelCalls.ts";
 import { turnColumns, turnFromRow } from "./turns.ts";
 import type { TurnRow } from "./turns.ts";
 
@@ -36,11 +37,17 @@ export type Claim =
       call: ToolCall | null;
       /** The ledger's row of a model step. */
       modelCallId: string | null;
+      /** What the claim has put on record. */
+      events: RecordedEvent[];
     }
   /** The step is finished on record [7], or its turn has ended. */
   | { outcome: "recorded"; verdict: StepVerdict }
   /** Another run or a newer attempt has the step: write nothing, stop quietly. */
-  | { outcome: "fenced" };
+  | { outcome: "fenced" }
+  /** The process that admitted the turn is at its first step already: look again soon. */
+  | { outcome: "head_started" }
+  /** No such turn is on record. */
+  | { outcome: "unknown_turn" };
 
 interface StepRow {
   state: "scheduled" | "running" | "finished" | "abandoned";
@@ -51,13 +58,25 @@ interface StepRow {
   call: string | null;
 }
 
-/** Takes the turn for a run: in one statement when the run on record is the same or none. */
+export interface StepToClaim {
+  fence: Fence;
+  /** Random and the same for all sends of one claim, so that one whose answer was lost succeeds again. */
+  token: string;
+  kind: "model" | "tool";
+}
+
+interface TakenTurn {
+  turn: Turn;
+  isFirst: boolean;
+}
+
+/** Takes the turn for a run, which has to be the one on record, or to replace `replacedRunId`. */
 async function takeTurn(
   tx: Queryable,
   turnId: string,
   runId: string,
   replacedRunId: string | null,
-): Promise<{ turn: Turn; isFirst: boolean } | null> {
+): Promise<TakenTurn | null> {
   const [row] = await tx.query<TurnRow & { was_admitted: boolean }>(
     `WITH before AS (SELECT id, status FROM turns WHERE id = $1)
      UPDATE turns SET status = 'running', run_id = $2, started_at = coalesce(started_at, now())
@@ -70,31 +89,6 @@ async function takeTurn(
   return row === undefined ? null : { turn: turnFromRow(row), isFirst: row.was_admitted };
 }
 
-export interface StepToClaim {
-  fence: Fence;
-  /** Random and the same for all sends of one claim, so that one whose answer was lost succeeds again. */
-  token: string;
-  kind: "model" | "tool";
-}
-
-async function takeStep(tx: Queryable, claim: StepToClaim, turn: Turn): Promise<StepRow | null> {
-  const { fence } = claim;
-  const [row] = await tx.query<StepRow>(
-    `INSERT INTO steps AS mine
-       (turn_id, number, kind, name, state, run_id, attempt, token, started_at)
-     VALUES ($1, $2, $3, $4, 'running', $5, $6, $7, now())
-     ON CONFLICT (turn_id, number) DO UPDATE
-       SET state = 'running', run_id = $5, attempt = $6, token = $7, flushed = 0,
-           started_at = coalesce(mine.started_at, now())
-       WHERE mine.state = 'scheduled'
-          OR (mine.state IN ('running', 'abandoned') AND (mine.run_id IS DISTINCT FROM $5 OR mine.attempt < $6))
-          OR (mine.state = 'running' AND mine.token = $7)
-     RETURNING state, run_id, attempt, token, verdict, call`,
-    [fence.turnId, fence.step, claim.kind, turn.model, fence.runId, fence.attempt, claim.token],
-  );
-  return row ?? null;
-}
-
 async function readStep(tx: Queryable, fence: Fence): Promise<StepRow | undefined> {
   const [row] = await tx.query<StepRow>(
     `SELECT state, run_id, attempt, token, verdict, call FROM steps
@@ -104,55 +98,87 @@ async function readStep(tx: Queryable, fence: Fence): Promise<StepRow | undefine
   return row;
 }
 
-/** Closes what the replaced attempt left open in the stream [6] and counts its call as wasted [7]. */
-async function abandonPreviousAttempt(tx: Queryable, turn: Turn, step: number): Promise<void> {
-  const { events } = closeOpenItems(await readAllEvents(tx, turn));
-  await appendEvents(tx, turn, events);
-  await wasteOpenCalls(tx, turn.id, step);
+/**
+ * The first free place of the response's output. To be read once the step's row is locked: until
+ * then the attempt that is being replaced may still announce items.
+ */
+async function readOutputIndex(tx: Queryable, turnId: string): Promise<number> {
+  const [row] = await tx.query<{ next_output_index: number }>(
+    "SELECT next_output_index FROM turn_heads WHERE turn_id = $1",
+    [turnId],
+  );
+  return row?.next_output_index ?? 0;
+}
+
+/** Attempts compare within one run only; which run is current was settled when the turn was taken. */
+function mayTake(before: StepRow, { fence, token }: StepToClaim): boolean {
+  if (before.state === "scheduled" || before.run_id !== fence.runId) return true;
+  return before.attempt < fence.attempt || before.token === token;
+}
+
+/** The turn's row is locked, so nobody else can have claimed the step meanwhile. */
+function takeStep(tx: Transaction, claim: StepToClaim, turn: Turn): void {
+  const { fence } = claim;
+  tx.send(
+    `INSERT INTO steps AS mine
+       (turn_id, number, kind, name, state, run_id, attempt, token, started_at, seen_at)
+     VALUES ($1, $2, $3, $4, 'running', $5, $6, $7, now(), now())
+     ON CONFLICT (turn_id, number) DO UPDATE
+       SET state = 'running', run_id = $5, attempt = $6, token = $7, flushed = 0, seen_at = now(),
+           started_at = coalesce(mine.started_at, now())`,
+    [fence.turnId, fence.step, claim.kind, turn.model, fence.runId, fence.attempt, claim.token],
+  );
+}
+
+/** What the replaced attempt left open in the stream is closed [6], its call counts as wasted [7]. */
+async function abandonPreviousAttempt(
+  tx: Queryable,
+  turn: Turn,
+  step: number,
+): Promise<TurnEvent[]> {
+  const [recorded] = await Promise.all([
+    readAllEvents(tx, turn),
+    wasteOpenCalls(tx, turn.id, step),
+  ]);
+  return closeOpenItems(recorded).events;
 }
 
 async function claimInside(
-  tx: Queryable,
+  tx: Transaction,
   claim: StepToClaim,
   replacedRunId: string | null,
 ): Promise<Claim | "other run"> {
-  const { fence } = claim;
-  const taken = await takeTurn(tx, fence.turnId, fence.runId, replacedRunId);
+  const { fence, kind, token } = claim;
+  const [taken, before, firstOutputIndex] = await Promise.all([
+    takeTurn(tx, fence.turnId, fence.runId, replacedRunId),
+    readStep(tx, fence),
+    readOutputIndex(tx, fence.turnId),
+  ]);
   if (taken === null) return explainUntaken(tx, fence);
-  const { turn } = taken;
-  const before = fence.step === 1 && taken.isFirst ? undefined : await readStep(tx, fence);
+  if (replacedRunId !== null) abandonOtherRuns(tx, fence);
   if (before?.state === "finished") {
     return { outcome: "recorded", verdict: JSON.parse(before.verdict ?? "null") as StepVerdict };
   }
-  const row = await takeStep(tx, claim, turn);
-  if (row === null) return { outcome: "fenced" };
-  const wasRunning =
-    before !== undefined && before.state !== "scheduled" && before.token !== claim.token;
-  if (claim.kind === "model" && wasRunning) await abandonPreviousAttempt(tx, turn, fence.step);
-  if (taken.isFirst) await appendEvents(tx, turn, [inProgress(turn)]);
-  const modelCallId = claim.kind === "model" ? await openModelCall(tx, turn, fence) : null;
+  if (before !== undefined && !mayTake(before, claim)) return { outcome: "fenced" };
+  const { turn, isFirst } = taken;
+  const isResent = before?.token === token;
+  const wasRunning = before !== undefined && before.state !== "scheduled" && !isResent;
+  takeStep(tx, claim, turn);
+  const events = isFirst ? [lifecycleEvent(responseObject(turn))] : [];
+  if (kind === "model" && wasRunning) {
+    events.push(...(await abandonPreviousAttempt(tx, turn, fence.step)));
+  }
+  const opened = isResent ? await findOpenModelCall(tx, fence) : null;
+  const modelCallId = kind === "model" ? (opened ?? openModelCall(tx, turn, fence)) : null;
   return {
     outcome: "claimed",
     turn,
-    firstOutputIndex: await nextOutputIndex(tx, turn.id),
+    firstOutputIndex,
     wasRunning,
-    call: row.call === null ? null : (JSON.parse(row.call) as ToolCall),
+    call: before?.call ? (JSON.parse(before.call) as ToolCall) : null,
     modelCallId,
+    events: await appendEvents(tx, turn, events),
   };
-}
-
-function inProgress(turn: Turn): TurnEvent {
-  return lifecycleEvent(responseObject(turn));
-}
-
-async function nextOutputIndex(tx: Queryable, turnId: string): Promise<number> {
-  const row = await one(
-    tx.query<{ next_output_index: number }>(
-      "SELECT next_output_index FROM turn_heads WHERE turn_id = $1",
-      [turnId],
-    ),
-  );
-  return row.next_output_index;
 }
 
 async function explainUntaken(tx: Queryable, fence: Fence): Promise<Claim | "other run"> {
@@ -160,7 +186,7 @@ async function explainUntaken(tx: Queryable, fence: Fence): Promise<Claim | "oth
     "SELECT status, run_id FROM turns WHERE id = $1",
     [fence.turnId],
   );
-  if (row === undefined) return { outcome: "fenced" };
+  if (row === undefined) return { outcome: "unknown_turn" };
   if (isTerminal(row.status)) {
     return { outcome: "recorded", verdict: { next: "end", status: row.status } };
   }
@@ -185,25 +211,43 @@ export async function claimStep(
     "SELECT run_id FROM turns WHERE id = $1",
     [claim.fence.turnId],
   );
+  const isLedByOther = isHeadStart(onRecord?.run_id ?? null);
+  if (isLedByOther && (await isHeadStartAlive(database, claim.fence.turnId))) {
+    return { outcome: "head_started" };
+  }
   const current = await currentRun(claim.fence.turnId);
   if (current !== claim.fence.runId) return { outcome: "fenced" };
-  const second = await database.transaction(async (tx) => {
-    const replaced = onRecord?.run_id ?? null;
-    const outcome = await claimInside(tx, claim, replaced);
-    if (outcome !== "other run" && outcome.outcome === "claimed") {
-      await abandonOtherRuns(tx, claim.fence);
-    }
-    return outcome;
-  });
+  const replaced = onRecord?.run_id ?? null;
+  const second = await database.transaction((tx) => claimInside(tx, claim, replaced));
   return second === "other run" ? { outcome: "fenced" } : second;
 }
 
 /** A takeover rewrites all running step rows of its turn, so that their old owners are fenced. */
-async function abandonOtherRuns(tx: Queryable, fence: Fence): Promise<void> {
-  await tx.query(
+function abandonOtherRuns(tx: Transaction, fence: Fence): void {
+  tx.send(
     `UPDATE steps SET state = 'abandoned'
      WHERE turn_id = $1 AND state = 'running' AND run_id <> $2`,
     [fence.turnId, fence.runId],
+  );
+}
+
+/** Whether this attempt still has its step; locks the step's row, so that it stays so. */
+export async function holdsStep(tx: Queryable, fence: Fence): Promise<boolean> {
+  const rows = await tx.query(
+    `SELECT number FROM steps
+     WHERE turn_id = $1 AND number = $2 AND run_id = $3 AND attempt = $4 AND state = 'running'
+     FOR UPDATE`,
+    [fence.turnId, fence.step, fence.runId, fence.attempt],
+  );
+  return rows.length > 0;
+}
+
+/** Gives a step back that was claimed and not begun: for the next attempt it has never run [8]. */
+export async function releaseStep(queryable: Queryable, fence: Fence): Promise<void> {
+  await queryable.query(
+    `UPDATE steps SET state = 'scheduled'
+     WHERE turn_id = $1 AND number = $2 AND run_id = $3 AND attempt = $4 AND state = 'running'`,
+    [fence.turnId, fence.step, fence.runId, fence.attempt],
   );
 }
 
@@ -224,14 +268,11 @@ export interface StepResult {
 
 /**
  * Marks the step finished under its fence and stores its result; part of the transaction that ends
- * the step. Returns false, and has changed nothing, when the writer has been replaced.
+ * the step.
+ *
+ * @throws Replaced when the writer has been replaced: the transaction must not go on.
  */
-export async function finishStep(
-  tx: Queryable,
-  turn: Turn,
-  fence: Fence,
-  result: StepResult,
-): Promise<boolean> {
+export async function finishStep(tx: Transaction, fence: Fence, result: StepResult): Promise<void> {
   const rows = await tx.query(
     `UPDATE steps SET state = 'finished', finished_at = now(), verdict = $5, items = $6, output = $7
      WHERE turn_id = $1 AND number = $2 AND run_id = $3 AND attempt = $4 AND state = 'running'
@@ -246,61 +287,56 @@ export async function finishStep(
       JSON.stringify(result.output),
     ],
   );
-  if (rows.length === 0) return false;
-  if (result.calls.length > 0) await scheduleCalls(tx, fence, result.calls);
-  await appendEvents(tx, turn, result.events, result.nextOutputIndex);
-  return true;
+  if (rows.length === 0) throw new Replaced();
 }
 
-async function scheduleCalls(tx: Queryable, fence: Fence, calls: ToolCall[]): Promise<void> {
-  await tx.query(
+/** A writer that has been replaced changes nothing and stops quietly [3]. */
+export class Replaced extends Error {
+  constructor() {
+    super("The writer of this step has been replaced.");
+    this.name = "Replaced";
+  }
+}
+
+/**
+ * Ends a step after which the turn goes on: its result, the tool calls that become steps, its last
+ * events and its row in the ledger, all or none.
+ *
+ * @returns the events as they are on record.
+ * @throws Replaced when the writer has been replaced, or an earlier send has stored the same.
+ */
+export function storeStep(
+  database: Database,
+  turn: Turn,
+  fence: Fence,
+  result: StepResult,
+  modelCall: ModelCallEnd | null,
+): Promise<RecordedEvent[]> {
+  return database.transaction(async (tx) => {
+    const finished = finishStep(tx, fence, result);
+    if (result.verdict.next === "tools") {
+      scheduleCalls(tx, fence, result.verdict.tools, result.calls);
+    }
+    const closed = modelCall === null ? null : closeModelCall(tx, modelCall);
+    const recorded = appendEvents(tx, turn, result.events, result.nextOutputIndex);
+    await Promise.all([finished, closed, recorded]);
+    return recorded;
+  });
+}
+
+function scheduleCalls(
+  tx: Transaction,
+  fence: Fence,
+  names: readonly string[],
+  calls: readonly ToolCall[],
+): void {
+  tx.send(
     `INSERT INTO steps (turn_id, number, kind, name, call, state)
      SELECT $1, $2 + number, 'tool', name, call, 'scheduled'
      FROM unnest($3::text[], $4::text[]) WITH ORDINALITY AS scheduled (name, call, number)
      ON CONFLICT (turn_id, number) DO NOTHING`,
-    [
-      fence.turnId,
-      fence.step,
-      calls.map((call) => call.name),
-      calls.map((call) => JSON.stringify(call)),
-    ],
+    [fence.turnId, fence.step, names, calls.map((call) => JSON.stringify(call))],
   );
-}
-
-/** A step as an operator sees it. */
-export interface StepRecord {
-  number: number;
-  kind: "model" | "tool";
-  /** The provider's model, or the tool. */
-  name: string;
-  state: StepRow["state"];
-  attempt: number;
-  startedAt: Date | null;
-  finishedAt: Date | null;
-}
-
-/** All steps of a turn, in order. */
-export async function readStepRecords(
-  queryable: Queryable,
-  project: string,
-  turnId: string,
-): Promise<StepRecord[]> {
-  const rows = await queryable.query<
-    Pick<StepRecord, "number" | "kind" | "name" | "state" | "attempt"> & {
-      started_at: Date | null;
-      finished_at: Date | null;
-    }
-  >(
-    `SELECT number, kind, name, state, attempt, steps.started_at, finished_at
-     FROM steps JOIN turns ON turns.id = steps.turn_id
-     WHERE steps.turn_id = $1 AND turns.project_id = $2 ORDER BY number`,
-    [turnId, project],
-  );
-  return rows.map(({ started_at: startedAt, finished_at: finishedAt, ...row }) => ({
-    ...row,
-    startedAt,
-    finishedAt,
-  }));
 }
 
 /** Results of the turn's finished steps, in order. */
@@ -331,4 +367,40 @@ export async function readFinishedSteps(
     items: JSON.parse(row.items) as Item[],
     output: JSON.parse(row.output) as OutputEntry[],
   }));
+}
+
+/** Whether somebody owns a step of the turn at the moment. */
+export async function hasRunningStep(queryable: Queryable, turnId: string): Promise<boolean> {
+  const rows = await queryable.query(
+    "SELECT number FROM steps WHERE turn_id = $1 AND state = 'running' LIMIT 1",
+    [turnId],
+  );
+  return rows.length > 0;
+}
+
+/** A step as a turn's story tells it. */
+export interface StepRecord {
+  number: number;
+  kind: "model" | "tool";
+  /** The model's or the tool's name. */
+  name: string;
+  state: "scheduled" | "running" | "finished" | "abandoned";
+  attempt: number;
+  startedAt: Date | null;
+  finishedAt: Date | null;
+}
+
+/** The steps of a turn of that project, in order. */
+export async function readStepRecords(
+  queryable: Queryable,
+  project: string,
+  turnId: string,
+): Promise<StepRecord[]> {
+  return queryable.query<StepRecord>(
+    `SELECT steps.number, steps.kind, steps.name, steps.state, steps.attempt,
+       steps.started_at AS "startedAt", steps.finished_at AS "finishedAt"
+     FROM steps JOIN turns ON turns.id = steps.turn_id
+     WHERE steps.turn_id = $1 AND turns.project_id = $2 ORDER BY steps.number`,
+    [turnId, project],
+  );
 }

@@ -111,6 +111,18 @@ export async function readTurnOfWorkflow(
   return row === undefined ? null : turnFromRow(row);
 }
 
+/** The hash of what the turn was started with; `null` where there is no such turn. */
+export async function readRequestHash(
+  queryable: Queryable,
+  turnId: string,
+): Promise<Buffer | null> {
+  const [row] = await queryable.query<{ request_hash: Buffer }>(
+    "SELECT request_hash FROM turns WHERE id = $1",
+    [turnId],
+  );
+  return row?.request_hash ?? null;
+}
+
 /** Hides a turn from the HTTP surface; its items stay. Returns whether there was one to hide. */
 export async function hideTurn(
   queryable: Queryable,
@@ -198,7 +210,7 @@ export async function reattachTurn(
          AND created_at > now() - make_interval(secs => $4::float8 / 1000)
          AND disconnected_at IS NOT NULL AND idempotency_key IS NULL AND hidden_at IS NULL
        ORDER BY created_at DESC LIMIT 1
-       FOR UPDATE SKIP LOCKED
+       FOR UPDATE
      )
      RETURNING ${turnColumns}`,
     [request.project, request.requestHash, request.apiKeyId, request.withinMs],

@@ -4,20 +4,23 @@ import type { TurnRow } from "./turns.ts";
 import type { Turn } from "../turn/turn.ts";
 
 /**
- * Turns that nobody has touched for `ageMs` although they are not terminal; oldest first.
+ * Turns that are older than `ageMs` and not terminal; oldest first, those behind the turn `after`.
  * `queued` ones are not among them: they wait for their conversation.
  */
 export async function findStaleTurns(
   queryable: Queryable,
   ageMs: number,
   limit: number,
+  after: string | null = null,
 ): Promise<Turn[]> {
   const rows = await queryable.query<TurnRow>(
     `SELECT ${turnColumns} FROM turns
      WHERE status IN ('admitted', 'running')
        AND greatest(created_at, started_at) < now() - make_interval(secs => $1::float8 / 1000)
-     ORDER BY created_at LIMIT $2`,
-    [ageMs, limit],
+       AND ($3::text IS NULL OR (created_at, id) >
+         (SELECT cursor.created_at, cursor.id FROM turns cursor WHERE cursor.id = $3))
+     ORDER BY created_at, id LIMIT $2`,
+    [ageMs, limit, after],
   );
   return rows.map(turnFromRow);
 }

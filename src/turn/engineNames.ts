@@ -16,5 +16,11 @@ export const searchAttributeNames = [
 
 export type SearchAttributeName = (typeof searchAttributeNames)[number];
 
+/**
+ * Of the summaries in the Temporal UI, which a server limits to 400 bytes by default
+ * (`limit.userMetadataSummarySize`) and refuses when they are longer.
+ */
+export const maxSummaryChars = 100;
+
 /** The task queue of turns and model calls. */
 export const defaultTaskQueue = "turnkeeper";

@@ -56,7 +56,9 @@ export function recordedType(body: string): string {
 /** The JSON that is recorded: `type` first, so that {@link recordedType} need not parse. */
 export function eventBody(event: TurnEvent): string {
   const { type, ...fields } = event;
-  return JSON.stringify({ type, ...fields });
+  // Spliced, because an object puts keys that look like numbers before all others.
+  const rest = JSON.stringify(fields).slice(1);
+  return `{"type":${JSON.stringify(type)}${rest === "}" ? "" : ","}${rest}`;
 }
 
 /**

@@ -37,10 +37,17 @@ export function isFunctionCallOutput(item: Item): item is FunctionCallOutputItem
   return item.type === "function_call_output" && typeof item["call_id"] === "string";
 }
 
-/** The call ids among `items` that have a `function_call` and no `function_call_output`, in order. */
+/**
+ * The `function_call` items that no later `function_call_output` answers, in order. Some providers
+ * use the same call ids again in every answer, so an output before its call does not count.
+ */
 export function unansweredCalls(items: readonly Item[]): FunctionCallItem[] {
-  const answered = new Set(items.filter(isFunctionCallOutput).map((item) => item.call_id));
-  return items.filter(isFunctionCall).filter((item) => !answered.has(item.call_id));
+  const open = new Map<string, FunctionCallItem>();
+  for (const item of items) {
+    if (isFunctionCall(item)) open.set(item.call_id, item);
+    else if (isFunctionCallOutput(item)) open.delete(item.call_id);
+  }
+  return [...open.values()];
 }
 
 /** A user message made of plain text, in the form the Responses API stores it. */

@@ -9,7 +9,8 @@ interface OpenPart {
 interface OpenItem extends OutputEntry {
   parts: Map<number, OpenPart>;
   summaries: Map<number, OpenPart>;
-  argumentText: string;
+  /** Arguments, input or code of a call. */
+  inputText: string;
 }
 
 /** What is left of output items that were announced and never finished. */
@@ -40,61 +41,107 @@ function announcePart(parts: Map<number, OpenPart>, at: number, event: TurnEvent
 }
 
 function applyToItem(item: OpenItem, event: TurnEvent): void {
-  const contentIndex = index(event["content_index"]);
-  const summaryIndex = index(event["summary_index"]);
+  const content = (type: string) => partOf(item.parts, index(event["content_index"]), type);
+  const summary = () => partOf(item.summaries, index(event["summary_index"]), "summary_text");
   switch (event.type) {
     case "response.content_part.added":
     case "response.content_part.done":
-      announcePart(item.parts, contentIndex, event);
+      announcePart(item.parts, index(event["content_index"]), event);
       break;
     case "response.output_text.delta":
-      partOf(item.parts, contentIndex, "output_text").text += text(event["delta"]);
+      content("output_text").text += text(event["delta"]);
+      break;
+    case "response.output_text.done":
+      content("output_text").text = text(event["text"]);
+      break;
+    case "response.output_text.annotation.added":
+      annotate(content("output_text"), event["annotation"]);
       break;
     case "response.refusal.delta":
-      partOf(item.parts, contentIndex, "refusal").text += text(event["delta"]);
+      content("refusal").text += text(event["delta"]);
+      break;
+    case "response.refusal.done":
+      content("refusal").text = text(event["refusal"]);
       break;
     case "response.reasoning_text.delta":
-      partOf(item.parts, contentIndex, "reasoning_text").text += text(event["delta"]);
+      content("reasoning_text").text += text(event["delta"]);
+      break;
+    case "response.reasoning_text.done":
+      content("reasoning_text").text = text(event["text"]);
       break;
     case "response.reasoning_summary_part.added":
     case "response.reasoning_summary_part.done":
-      announcePart(item.summaries, summaryIndex, event);
+      announcePart(item.summaries, index(event["summary_index"]), event);
       break;
     case "response.reasoning_summary_text.delta":
-      partOf(item.summaries, summaryIndex, "summary_text").text += text(event["delta"]);
+      summary().text += text(event["delta"]);
       break;
-    case "response.function_call_arguments.delta":
-    case "response.mcp_call_arguments.delta":
-    case "response.custom_tool_call_input.delta":
-      item.argumentText += text(event["delta"]);
+    case "response.reasoning_summary_text.done":
+      summary().text = text(event["text"]);
       break;
     default:
-      break;
+      applyToInput(item, event);
   }
 }
 
-function findOpenItems(events: Iterable<TurnEvent>): Map<number, OpenItem> {
-  const open = new Map<number, OpenItem>();
-  for (const event of events) {
+/** Where each type of event that writes a call's input carries the whole of it. */
+const wholeInputFields: Record<string, string> = {
+  "response.function_call_arguments.done": "arguments",
+  "response.mcp_call_arguments.done": "arguments",
+  "response.custom_tool_call_input.done": "input",
+  "response.code_interpreter_call_code.done": "code",
+};
+
+function applyToInput(item: OpenItem, event: TurnEvent): void {
+  const whole = wholeInputFields[event.type];
+  if (whole !== undefined) item.inputText = text(event[whole]);
+  const piece = event.type.replace(/delta$/, "done");
+  if (piece !== event.type && piece in wholeInputFields) item.inputText += text(event["delta"]);
+}
+
+function annotate(part: OpenPart, annotation: unknown): void {
+  const before = part.part["annotations"];
+  part.part = {
+    ...part.part,
+    annotations: [...(Array.isArray(before) ? before : []), annotation],
+  };
+}
+
+/** Follows a turn's events and knows what is open: announced by `added` and without its `done`. */
+export class OpenItems {
+  readonly #open = new Map<number, OpenItem>();
+
+  apply(event: TurnEvent): void {
     const at = event["output_index"];
-    if (typeof at !== "number") continue;
+    if (typeof at !== "number") return;
     if (event.type === "response.output_item.added") {
       const item = event["item"] as Record<string, unknown>;
-      open.set(at, {
-        index: at,
-        item,
-        parts: new Map(),
-        summaries: new Map(),
-        argumentText: text(item["arguments"]),
-      });
+      const inputText = text(item["arguments"] ?? item["input"] ?? item["code"]);
+      this.#open.set(at, { index: at, item, parts: new Map(), summaries: new Map(), inputText });
     } else if (event.type === "response.output_item.done") {
-      open.delete(at);
+      this.#open.delete(at);
     } else {
-      const item = open.get(at);
+      const item = this.#open.get(at);
       if (item !== undefined) applyToItem(item, event);
     }
   }
-  return open;
+
+  /** Leaves an item to somebody else. */
+  forget(index: number): void {
+    this.#open.delete(index);
+  }
+
+  /** Finishes what is open, as `incomplete`. */
+  close(): ClosedItems {
+    const closed = [...this.#open.values()]
+      .sort((left, right) => left.index - right.index)
+      .map(closeItem);
+    this.#open.clear();
+    return {
+      events: closed.flatMap((each) => each.events),
+      output: closed.map((each) => each.entry),
+    };
+  }
 }
 
 function finishedPart({ part, text: content }: OpenPart): Record<string, unknown> {
@@ -144,10 +191,14 @@ function finishedFields(item: OpenItem): Record<string, unknown> {
         status: "incomplete",
       };
     case "function_call":
-      return { arguments: item.argumentText, status: "incomplete" };
+      return { arguments: item.inputText, status: "incomplete" };
+    case "custom_tool_call":
+      return { input: item.inputText, status: "incomplete" };
+    case "code_interpreter_call":
+      return { code: item.inputText, status: "incomplete" };
     case "mcp_call":
       return {
-        arguments: item.argumentText,
+        arguments: item.inputText,
         output: null,
         error: "The call was not finished.",
         status: "incomplete",
@@ -176,11 +227,16 @@ function closeItem(item: OpenItem): { events: TurnEvent[]; entry: OutputEntry } 
  * them was abandoned [6]. Pure: whoever closes a turn derives the same from the same record.
  */
 export function closeOpenItems(events: Iterable<TurnEvent>): ClosedItems {
-  const closed = [...findOpenItems(events).values()]
-    .sort((left, right) => left.index - right.index)
-    .map(closeItem);
-  return {
-    events: closed.flatMap((each) => each.events),
-    output: closed.map((each) => each.entry),
-  };
+  const open = new OpenItems();
+  for (const event of events) open.apply(event);
+  return open.close();
+}
+
+/** Of closed items the ones that are kept as part of the answer: messages whose reader saw text. */
+export function partialAnswers(closed: ClosedItems): OutputEntry[] {
+  return closed.output.filter(({ item }) => {
+    if (item["type"] !== "message") return false;
+    const content = item["content"] as { text?: string }[];
+    return content.some((part) => (part.text ?? "") !== "");
+  });
 }

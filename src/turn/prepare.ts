@@ -63,8 +63,8 @@ export function requestHash(body: ResponseRequest): Buffer {
  * @throws Refusal naming the field that is wrong, `unknown_agent` or `tool_name_conflict`.
  */
 export function prepareTurn(body: ResponseRequest, agents: readonly Agent[]): PreparedTurn {
-  const [agent, model] = findAgent(agents, checkModel(body.model));
   const request = checkRequest(body);
+  const [agent, model] = findAgent(agents, checkModel(body.model));
   refuseNameConflicts(request, agent);
   return {
     agent: agent.name,

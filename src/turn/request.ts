@@ -223,6 +223,9 @@ function checkTools(value: unknown): unknown[] {
  * @throws Refusal with the code and the field of the first thing that is wrong.
  */
 export function checkRequest(request: ResponseRequest): TurnRequest {
+  if (!isObject(request)) {
+    throw new Refusal("invalid_value", "The request must be a JSON object.");
+  }
   refuseUnsupported(request);
   const { previous_response_id: previous } = request;
   const passedOn = Object.entries(request).filter(

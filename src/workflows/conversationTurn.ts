@@ -1,4 +1,5 @@
 import {
+  ActivityFailure,
   CancellationScope,
   condition,
   continueAsNew,
@@ -9,7 +10,7 @@ import {
   workflowInfo,
 } from "@temporalio/workflow";
 import { defineSearchAttributeKey, SearchAttributeType } from "@temporalio/common";
-import { grantedSignalName } from "../turn/engineNames.ts";
+import { grantedSignalName, maxSummaryChars } from "../turn/engineNames.ts";
 import type { DirectStart } from "../turn/directStart.ts";
 import type { TerminalStatus } from "../turn/turn.ts";
 import type { StepVerdict } from "../turn/verdict.ts";
@@ -35,17 +36,25 @@ const maxHistoryEvents = 2_000;
 
 type Outcome = StepVerdict | "cancelled" | "activity_failed";
 
+function isContinued(start: DirectStart | ContinuedTurn): start is ContinuedTurn {
+  return typeof start === "object" && "step" in start;
+}
+
 /**
  * One turn. Its workflow id is the turn id. Without argument the turn is on record already; with a
  * {@link DirectStart}, from any language's Temporal SDK, the first activity puts it there.
  */
-export async function conversationTurn(start?: DirectStart | ContinuedTurn): Promise<TurnOutcome> {
+export async function conversationTurn(
+  start?: DirectStart | ContinuedTurn | null,
+): Promise<TurnOutcome> {
   const cancelled = cancelRequested();
   let step = 1;
-  if (start !== undefined && "step" in start) step = start.step;
-  else if (start !== undefined) {
-    const ended = await enterConversation(start, cancelled);
-    if (ended !== null) return finish(ended);
+  if (start !== undefined && start !== null) {
+    if (isContinued(start)) step = start.step;
+    else {
+      const ended = await enterConversation(start, cancelled);
+      if (ended !== null) return finish(ended);
+    }
   }
   for (;;) {
     const outcome = await runStep(cancelled, () => callModel(step));
@@ -76,6 +85,7 @@ async function runStep(
   cancelled: Promise<"cancelled">,
   step: () => Promise<StepVerdict>,
 ): Promise<Outcome> {
+  if (CancellationScope.current().consideredCancelled) return "cancelled";
   const verdict = CancellationScope.nonCancellable(step).catch(() => "activity_failed" as const);
   return Promise.race([verdict, cancelled]);
 }
@@ -83,7 +93,8 @@ async function runStep(
 function callModel(step: number): Promise<StepVerdict> {
   const model = workflowInfo().typedSearchAttributes.get(modelKey) ?? "the model";
   setCurrentDetails(`Step ${step}: calling ${model}.`);
-  return activities.callModel.executeWithOptions({ summary: model }, [{ step }]);
+  const summary = model.slice(0, maxSummaryChars);
+  return activities.callModel.executeWithOptions({ summary }, [{ step }]);
 }
 
 async function runTools(
@@ -123,20 +134,29 @@ async function enterConversation(
     isGranted = true;
   });
   setCurrentDetails("Admitting the turn.");
-  const admitted = await activities.admitTurn(start);
+  // A cancel must not leave a turn behind that is on record and that nobody runs.
+  const admitted = await CancellationScope.nonCancellable(() => activities.admitTurn(start)).catch(
+    failAsRefused,
+  );
   if (admitted.state === "ended") return admitted.status;
   if (admitted.state === "admitted") return null;
   setCurrentDetails("Waiting for the conversation.");
-  const scope = new CancellationScope({ cancellable: false });
-  const waited = scope.run(async () => {
-    await activities.awaitGrant();
-    return "granted" as const;
-  });
-  waited.catch(() => {});
-  const signalled = condition(() => isGranted).then(() => "granted" as const);
-  const outcome = await Promise.race([waited, signalled, cancelled]);
+  const scope = new CancellationScope();
+  const waited = scope
+    .run(() => Promise.race([activities.awaitGrant(), condition(() => isGranted)]))
+    // It waits as long as it takes, so only a cancel can make it fail.
+    .then(
+      () => "granted" as const,
+      () => cancelled,
+    );
+  const outcome = await Promise.race([waited, cancelled]);
   scope.cancel();
   return outcome === "cancelled" ? endTurn("cancelled") : null;
+}
+
+/** A refused request fails the workflow with the refusal's code as the type of its failure. */
+function failAsRefused(error: unknown): never {
+  throw error instanceof ActivityFailure && error.cause !== undefined ? error.cause : error;
 }
 
 function finish(status: TerminalStatus): TurnOutcome {

@@ -129,6 +129,8 @@ CREATE TABLE steps (
   attempt int NOT NULL DEFAULT 0,
   token text,
   flushed int NOT NULL DEFAULT 0,
+  -- When the owner of a head start was last known to live.
+  seen_at timestamptz,
   verdict text,
   items text,
   output text,

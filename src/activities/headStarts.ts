@@ -1,0 +1,100 @@
+import type { Logger } from "pino";
+import {
+  abandonHeadStart,
+  adoptHeadStart,
+  headStartRunId,
+  markHeadStartsAlive,
+} from "../store/headStarts.ts";
+import { claimStep } from "../store/steps.ts";
+import type { Fence } from "../store/steps.ts";
+import type { Turn } from "../turn/turn.ts";
+import type { StepVerdict } from "../turn/verdict.ts";
+import { runClaimedModelStep } from "./callModel.ts";
+import type { Parts } from "./parts.ts";
+
+/** Other workers leave a head start alone while its owner has been seen within `headStartStaleMs`. */
+const markAliveEveryMs = 1_000;
+
+interface HeadStart {
+  fence: Fence;
+  /** Aborts when the step has to be left to an attempt of the workflow's activity. */
+  takenBack: AbortController;
+  verdict: Promise<StepVerdict>;
+}
+
+/**
+ * Where the process that admits a turn is a worker too, it claims the first step and opens the
+ * model's stream at once, while Temporal is being told. The workflow's activity then joins the step
+ * that is running here, or takes it over where the owner has died.
+ */
+export class HeadStarts {
+  readonly #parts: Parts;
+  readonly #maxRunning: number;
+  readonly #running = new Map<string, HeadStart>();
+  #timer: NodeJS.Timeout | null = null;
+  #isClosing = false;
+
+  /** @param maxRunning above it turns start by Temporal alone, whose slots bound the work. */
+  constructor(parts: Parts, maxRunning: number) {
+    this.#parts = parts;
+    this.#maxRunning = maxRunning;
+  }
+
+  /** Begins the first step of a turn that was just admitted, unless there is too much to do. */
+  begin(turn: Turn): void {
+    if (this.#isClosing || this.#running.size >= this.#maxRunning) return;
+    const fence = { turnId: turn.id, step: 1, runId: headStartRunId(), attempt: 1 };
+    const takenBack = new AbortController();
+    const verdict = this.#run(fence, takenBack.signal).finally(() => this.#running.delete(turn.id));
+    verdict.catch((error: unknown) => this.#abandon(fence, error, this.#parts.log));
+    this.#running.set(turn.id, { fence, takenBack, verdict });
+    this.#timer ??= setInterval(() => this.#markAlive(), markAliveEveryMs);
+  }
+
+  /**
+   * Joins the head start of the attempt's turn, so that the step runs once; `null` where none runs
+   * here. When `cancellationSignal` aborts, the head start ends as the attempt would have to.
+   */
+  async join(fence: Fence, cancellationSignal: AbortSignal): Promise<StepVerdict | null> {
+    const running = fence.step === 1 ? this.#running.get(fence.turnId) : undefined;
+    if (running === undefined) return null;
+    const takeBack = () => running.takenBack.abort();
+    cancellationSignal.addEventListener("abort", takeBack);
+    if (cancellationSignal.aborted) takeBack();
+    const adopted = adoptHeadStart(this.#parts.database, running.fence, fence.runId);
+    const [verdict] = await Promise.all([running.verdict, adopted]);
+    return verdict;
+  }
+
+  /** Lets what runs end, for `graceMs`; the rest is handed over to the workflow's activity. */
+  async close(graceMs: number): Promise<void> {
+    this.#isClosing = true;
+    const running = [...this.#running.values()];
+    const takeBack = () => running.forEach((each) => each.takenBack.abort());
+    const timer = setTimeout(takeBack, graceMs);
+    await Promise.allSettled(running.map((each) => each.verdict));
+    clearTimeout(timer);
+    if (this.#timer !== null) clearInterval(this.#timer);
+  }
+
+  async #run(fence: Fence, takenBack: AbortSignal): Promise<StepVerdict> {
+    const { database, currentRun } = this.#parts;
+    const claim = { fence, token: crypto.randomUUID(), kind: "model" } as const;
+    const claimed = await claimStep(database, claim, currentRun);
+    if (claimed.outcome === "recorded") return claimed.verdict;
+    if (claimed.outcome !== "claimed") throw new Error("The workflow was faster.");
+    return runClaimedModelStep(this.#parts, fence, claimed, takenBack);
+  }
+
+  /** The activity's next attempt need not wait until the owner looks dead. */
+  #abandon(fence: Fence, cause: unknown, log: Logger): void {
+    log.info({ turn: fence.turnId, reason: String(cause) }, "a head start ended without its step");
+    abandonHeadStart(this.#parts.database, fence).catch(() => {});
+  }
+
+  #markAlive(): void {
+    if (this.#running.size === 0) return;
+    const turnIds = [...this.#running.keys()];
+    markHeadStartsAlive(this.#parts.database, turnIds).catch(() => {});
+  }
+}
