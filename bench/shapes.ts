@@ -1,6 +1,6 @@
 import type { Client } from "@temporalio/client";
 import type OpenAI from "openai";
-import { Turnkeeper } from "../src/client.ts";
+import type { Turnkeeper } from "../src/client.ts";
 import { bareTaskQueue } from "./bare/worker.ts";
 
 /** One way to get an answer: the whole of it, or the time of its first token. */

@@ -1,5 +1,5 @@
 #!/usr/bin/env node
-import { Command } from "commander";
+import { Command, InvalidArgumentError } from "commander";
 import { InvalidConfig, readConfig } from "./config.ts";
 import type { Config } from "./config.ts";
 import { TurnNotCompleted } from "./dev/chat.ts";
@@ -15,8 +15,8 @@ program
   .command("dev")
   .description("run everything in one process, with a first turn and a prompt to chat")
   .option("--once <text>", "run one turn with this text and exit: 0, or 1 with the reason")
-  .option("--port <port>", "port of the HTTP API; default the first free one from 7823")
-  .action(async (options: { once?: string; port?: string }) => {
+  .option("--port <port>", "port of the HTTP API; default the first free one from 7823", parsePort)
+  .action(async (options: { once?: string; port?: number }) => {
     const { runDev } = await import("./commands/dev.ts");
     await runDev(configWith(options.port), options.once ?? null);
   });
@@ -32,8 +32,8 @@ program
 program
   .command("gateway")
   .description("serve the Responses API over HTTP")
-  .option("--port <port>", "port to listen on; default TURNKEEPER_PORT or 7823")
-  .action(async (options: { port?: string }) => {
+  .option("--port <port>", "port to listen on; default TURNKEEPER_PORT or 7823", parsePort)
+  .action(async (options: { port?: number }) => {
     const { runGateway } = await import("./commands/gateway.ts");
     await runGateway(configWith(options.port));
   });
@@ -66,10 +66,15 @@ key
     await revokeKey(readConfig(), id);
   });
 
-function configWith(port: string | undefined): Config {
-  return port === undefined
-    ? readConfig()
-    : readConfig({}, { ...process.env, TURNKEEPER_PORT: port });
+function parsePort(text: string): number {
+  const port = Number(text);
+  const maxPort = 65_535;
+  if (Number.isInteger(port) && port >= 0 && port <= maxPort) return port;
+  throw new InvalidArgumentError(`A port is a whole number from 0 to ${maxPort}.`);
+}
+
+function configWith(port: number | undefined): Config {
+  return readConfig(port === undefined ? {} : { port });
 }
 
 /** Errors that say all there is to say; others are defects and show where they are. */

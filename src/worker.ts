@@ -23,6 +23,7 @@ import { registerAgents } from "./store/agents.ts";
 import type { Database } from "./store/database.ts";
 import type { Tool } from "./tools/defineTool.ts";
 import { createToolRegistry } from "./tools/registry.ts";
+import type { ToolRegistry } from "./tools/registry.ts";
 import type { Agent } from "./turn/agent.ts";
 import type { Turn } from "./turn/turn.ts";
 
@@ -56,12 +57,18 @@ export interface TurnWorker {
   shutdown(): void;
 }
 
-/** What the configuration says of the janitor. */
-export function janitorSettings(config: Config): JanitorSettings {
+/** What the configuration says of a worker. */
+export function workerSettings(config: Config) {
   return {
-    roundMs: config.janitorRoundMs,
-    patienceMs: config.janitorPatienceMs,
-    eventRetentionDays: config.eventRetentionDays,
+    taskQueue: config.taskQueue,
+    workflowBundle: config.workflowBundle,
+    maxModelSteps: config.maxModelSteps,
+    shutdownGraceMs: config.shutdownGraceMs,
+    janitor: {
+      roundMs: config.janitorRoundMs,
+      patienceMs: config.janitorPatienceMs,
+      eventRetentionDays: config.eventRetentionDays,
+    },
   };
 }
 
@@ -97,7 +104,7 @@ function workflowSource(bundle: string | null | undefined): Partial<WorkerOption
  * @throws InvalidTool when a tool's name or schema is wrong, or an agent names a tool that is missing.
  */
 export async function createWorker(options: TurnWorkerOptions): Promise<TurnWorker> {
-  const { database, client, log } = options;
+  const { database, client } = options;
   const tools = createToolRegistry(options.tools);
   for (const agent of options.agents) tools.only(agent.tools);
   await registerAgents(database, options.agents);
@@ -107,25 +114,7 @@ export async function createWorker(options: TurnWorkerOptions): Promise<TurnWork
     eagerStart: true,
     searchAttributes: await findSearchAttributes(client),
   });
-  const announcer = new Announcer(database, options.hub);
-  const announce: Parts["announce"] = (turnId, events) => announcer.announce(turnId, events);
-  const startGranted = createGrants(database, engine, log);
-  const runningTurns = await RunningTurns.open(database);
-  const writer = new EventWriter(database, announce);
-  const currentRun: Parts["currentRun"] = async (turnId) =>
-    (await engine.currentRun(turnId))?.runId ?? null;
-  const parts: Parts = {
-    database,
-    writer,
-    endpoint: options.endpoint,
-    tools,
-    agents: createAgentReader(database),
-    runningTurns,
-    currentRun,
-    startGranted,
-    announce,
-    log,
-  };
+  const parts = await openParts(options, tools, engine);
   const headStarts = new HeadStarts(parts, options.maxModelSteps);
   const worker = await Worker.create({
     connection: options.connection,
@@ -141,8 +130,7 @@ export async function createWorker(options: TurnWorkerOptions): Promise<TurnWork
     stickyQueueScheduleToStartTimeout: stickyTimeoutMs,
     shutdownGraceTime: options.shutdownGraceMs,
   });
-  const janitorParts = { database, engine, announce, startGranted, log };
-  const janitor = new Janitor(janitorParts, options.janitor);
+  const janitor = new Janitor({ ...parts, engine }, options.janitor);
   return {
     engine,
     headStart: (turn) => headStarts.begin(turn),
@@ -153,11 +141,34 @@ export async function createWorker(options: TurnWorkerOptions): Promise<TurnWork
       } finally {
         await headStarts.close(options.shutdownGraceMs);
         await janitor.close();
-        await runningTurns.close();
+        await parts.runningTurns.close();
       }
     },
     shutdown() {
       if (worker.getState() === "RUNNING") worker.shutdown();
     },
+  };
+}
+
+/** The real parts that the activities close over. */
+async function openParts(
+  options: TurnWorkerOptions,
+  tools: ToolRegistry,
+  engine: Engine,
+): Promise<Parts> {
+  const { database, endpoint, hub, log } = options;
+  const announcer = new Announcer(database, hub);
+  const announce: Parts["announce"] = (turnId, events) => announcer.announce(turnId, events);
+  return {
+    database,
+    writer: new EventWriter(database, announce),
+    endpoint,
+    tools,
+    agents: createAgentReader(database),
+    runningTurns: await RunningTurns.open(database),
+    currentRun: async (turnId) => (await engine.currentRun(turnId))?.runId ?? null,
+    startGranted: createGrants(database, engine, log),
+    announce,
+    log,
   };
 }

@@ -77,7 +77,7 @@ function withHabits(items: readonly ScriptedItem[], any: Habits) {
         output_index: at + any.firstPlace,
         ...(itemId === undefined || any.ids === "missing" ? {} : { item_id: itemId }),
         ...(item === undefined ? {} : { item: id(item as Fields, at) }),
-      } as TurnEvent;
+      };
     });
   const output = response.output.map((item, at) => id(item as never, at));
   return { sent, output: any.emptyOutput ? [] : output };
@@ -96,7 +96,9 @@ interface PlayedCall {
 }
 
 /** A turn of these model calls: server tools are answered, cut calls are abandoned. */
-function play(calls: readonly { items: ScriptedItem[]; habits: Habits; cutAfter: number | null }[]) {
+function play(
+  calls: readonly { items: ScriptedItem[]; habits: Habits; cutAfter: number | null }[],
+) {
   const events: TurnEvent[] = [];
   const usedIds: string[] = [];
   const played: PlayedCall[] = [];
@@ -257,9 +259,7 @@ describe("ModelStreamTranslator", () => {
 function textsOf(items: readonly Fields[]): string[] {
   return items
     .filter((item) => item["type"] === "message")
-    .map((item) =>
-      (item["content"] as { text?: string }[]).map((part) => part.text ?? "").join(""),
-    )
+    .map((item) => (item["content"] as { text?: string }[]).map((part) => part.text ?? "").join(""))
     .filter(Boolean);
 }
 

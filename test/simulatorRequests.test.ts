@@ -199,7 +199,7 @@ test("a call without a step is answered with 500 once, and assertConsumed throws
 test("steps with a match wait for their request; functions see it; always stays", async () => {
   simulator.script(
     when((request) => request.body.input === "b", text("for b")),
-    (request) => text(`for ${String(request.body.input)}`),
+    (request) => text(`for ${request.body.input as string}`),
     always(text("for all")),
   );
   const texts: string[] = [];

@@ -259,7 +259,7 @@ describeOnPostgres("admissions at the same time", (open) => {
       [conversation],
     );
     const granted: string[] = [];
-    for (let turn = first[0]; turn !== undefined; ) {
+    for (let turn = first[0]; turn !== undefined;) {
       expect(await holderOf(database, conversation)).toBe(turn.id);
       const ended = await answer(database, turn);
       const next = ended.granted;

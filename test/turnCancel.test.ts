@@ -165,10 +165,9 @@ describeWith(["postgres", "temporal"], "a turn that is cancelled", () => {
 
   test("between steps makes no further model call, even if nobody was told of the cancel", async () => {
     const turn = await startTool();
-    await deployment.database.query(
-      "UPDATE turns SET cancel_requested_at = now() WHERE id = $1",
-      [turn.id],
-    );
+    await deployment.database.query("UPDATE turns SET cancel_requested_at = now() WHERE id = $1", [
+      turn.id,
+    ]);
     await seen.aborted.promise;
     expect(await ended(turn)).toMatchObject({ status: "cancelled", text: "Waiting." });
     expect(deployment.simulator.bill).toHaveLength(1);

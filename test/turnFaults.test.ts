@@ -158,12 +158,7 @@ describeWith(["postgres", "temporal"], "a turn whose model call goes wrong", () 
     ],
     ["a refused request", fault.status(400), "invalid_request", "invalid_request"],
     ["a refused key", fault.status(401), "authentication", "authentication"],
-    [
-      "a refused prompt",
-      fault.failed(2, "invalid_prompt"),
-      "content_refused",
-      "invalid_prompt",
-    ],
+    ["a refused prompt", fault.failed(2, "invalid_prompt"), "content_refused", "invalid_prompt"],
   ])("fails without another call after %s", async (_, step, failureClass, code) => {
     const turn = await run("default", step);
     expect(turn).toMatchObject({
@@ -179,7 +174,10 @@ describeWith(["postgres", "temporal"], "a turn whose model call goes wrong", () 
 
   test("fails with the last failure when a step has failed as often as it may", async () => {
     const turn = await run("twice", fault.status(503), fault.failed(2));
-    expect(turn).toMatchObject({ status: "failed", turn: { failure: { class: "response_failed" } } });
+    expect(turn).toMatchObject({
+      status: "failed",
+      turn: { failure: { class: "response_failed" } },
+    });
     expect(await failureClasses(turn)).toEqual(["overloaded", "response_failed"]);
   });
 
@@ -201,10 +199,10 @@ describeWith(["postgres", "temporal"], "a turn whose model call goes wrong", () 
 
   /** The step's row as it is when later attempts have taken the step. */
   async function bumpAttempt(turn: TurnHandle, attempt: number): Promise<void> {
-    await deployment.database.query("UPDATE steps SET attempt = $2, token = '' WHERE turn_id = $1", [
-      turn.id,
-      attempt,
-    ]);
+    await deployment.database.query(
+      "UPDATE steps SET attempt = $2, token = '' WHERE turn_id = $1",
+      [turn.id, attempt],
+    );
   }
 
   test("by an attempt that has been replaced does not end the turn", async () => {
@@ -281,7 +279,10 @@ describeWith(["postgres", "temporal"], "a turn whose model call goes wrong", () 
 
   test("fails when the model writes more than it may in one turn", async () => {
     const turn = await run("terse", text("x".repeat(1_001)));
-    expect(turn).toMatchObject({ status: "failed", turn: { failure: { class: "output_too_large" } } });
+    expect(turn).toMatchObject({
+      status: "failed",
+      turn: { failure: { class: "output_too_large" } },
+    });
     await deployment.simulator.waitFor("closed");
     deployment.simulator.reset();
     const half = (step: ScriptStep) => step;

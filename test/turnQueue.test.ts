@@ -70,7 +70,10 @@ describeWith(["postgres", "temporal"], "turns of one conversation", () => {
 
   test("a second turn is refused as busy, and the conversation is free once the first has ended", async () => {
     const { turn, open } = await holdConversation();
-    await expect(say("Second")).rejects.toMatchObject({ code: "conversation_busy", httpStatus: 409 });
+    await expect(say("Second")).rejects.toMatchObject({
+      code: "conversation_busy",
+      httpStatus: 409,
+    });
     open();
     await ended(turn);
     deployment.simulator.script(text("Second answer."));
@@ -180,7 +183,10 @@ describeWith(["postgres", "temporal"], "turns of one conversation", () => {
     pause.open();
     expect(await ended(asking)).toMatchObject({ status: "completed" });
     const ignored = await ended(ignoring);
-    expect(ignored).toMatchObject({ status: "failed", turn: { failure: { code: "unanswered_calls" } } });
+    expect(ignored).toMatchObject({
+      status: "failed",
+      turn: { failure: { code: "unanswered_calls" } },
+    });
     expect(await ended(mistaken)).toMatchObject({
       status: "failed",
       turn: { failure: { class: "unanswered_calls", code: "unknown_call" } },
@@ -246,13 +252,17 @@ describeWith(["postgres", "temporal"], "turns of one conversation", () => {
     const waiting = await queue("Wait");
     await expect(after(waiting, "Two")).rejects.toMatchObject({ code: "conversation_busy" });
     await waiting.cancel();
-    await expect(after(waiting, "Two")).rejects.toMatchObject({ code: "previous_response_unusable" });
+    await expect(after(waiting, "Two")).rejects.toMatchObject({
+      code: "previous_response_unusable",
+    });
     open();
     await ended(turn);
     deployment.simulator.script(fault.quota());
     const failed = await say("Fail");
     await ended(failed);
-    await expect(after(failed, "Two")).rejects.toMatchObject({ code: "previous_response_unusable" });
+    await expect(after(failed, "Two")).rejects.toMatchObject({
+      code: "previous_response_unusable",
+    });
     const input = { input: "Two", previous_response_id: "resp_nobody" };
     await expect(deployment.turnkeeper.turns.start(input)).rejects.toMatchObject({
       code: "previous_response_not_found",

@@ -56,11 +56,7 @@ describe("closeOpenItems", () => {
           const type = item["type"] === "reasoning" ? "reasoning_text" : "output_text";
           expect(text).toBe(deltaText(prefix, `response.${type}.delta`, index));
           if (item["type"] !== "function_call") continue;
-          const argumentText = deltaText(
-            prefix,
-            "response.function_call_arguments.delta",
-            index,
-          );
+          const argumentText = deltaText(prefix, "response.function_call_arguments.delta", index);
           expect(item["arguments"]).toBe(argumentText);
         }
       }),
@@ -105,7 +101,7 @@ describe("canonicalJson", () => {
     if (Array.isArray(value)) return value.map(reversed);
     if (value === null || typeof value !== "object") return value;
     const pairs = Object.entries(value).map(([key, inner]) => [key, reversed(inner)] as const);
-    return Object.fromEntries(pairs.reverse());
+    return Object.fromEntries(pairs.toReversed());
   }
 
   test("does not depend on the order of keys", () => {
@@ -188,7 +184,10 @@ describe("a recorded event", () => {
         const body = eventBody(original);
         const { sequence_number: _own, ...sent } = original as { sequence_number?: unknown };
         const asSent = JSON.parse(JSON.stringify(sent)) as object;
-        const { sequence_number, ...read } = parseEvent({ sequenceNumber, body: eventBody(sent as never) });
+        const { sequence_number, ...read } = parseEvent({
+          sequenceNumber,
+          body: eventBody(sent as never),
+        });
         expect(sequence_number).toBe(sequenceNumber);
         expect(read).toEqual(asSent);
         expect(recordedType(body)).toBe(original.type);

@@ -126,7 +126,9 @@ describeWith(["postgres", "temporal"], "a turn with tools", () => {
 
   /** Each later input begins with the whole earlier one [10], and every call in it has its output [9]. */
   function expectPrefixesAndPairs(): void {
-    const inputs = deployment.simulator.requests.map(({ body }) => body.input as unknown as object[]);
+    const inputs = deployment.simulator.requests.map(
+      ({ body }) => body.input as unknown as object[],
+    );
     for (const [at, input] of inputs.entries()) {
       const before = inputs[at - 1];
       if (before !== undefined) expect(input.slice(0, before.length)).toEqual(before);
@@ -149,7 +151,13 @@ describeWith(["postgres", "temporal"], "a turn with tools", () => {
     expect(turn).toMatchObject({ status: "completed", text: "Adding.It is 3." });
     expect(turn.response.output).toMatchObject([
       { type: "message" },
-      { type: "mcp_call", name: "add", arguments: '{"a":1,"b":2}', output: '{"sum":3}', error: null },
+      {
+        type: "mcp_call",
+        name: "add",
+        arguments: '{"a":1,"b":2}',
+        output: '{"sum":3}',
+        error: null,
+      },
       { type: "message" },
     ]);
     const call = turn.events.filter((event) => event["output_index"] === 1).map(({ type }) => type);
@@ -207,7 +215,11 @@ describeWith(["postgres", "temporal"], "a turn with tools", () => {
     simulator.script(calls([{ name, arguments: args }]), text("I see."));
     const turn = await ended(await start("Try"));
     expect(turn).toMatchObject({ status: "completed", text: "I see." });
-    expect(turn.response.output[0]).toMatchObject({ type: "mcp_call", status: "failed", output: null });
+    expect(turn.response.output[0]).toMatchObject({
+      type: "mcp_call",
+      status: "failed",
+      output: null,
+    });
     expect(errorType(outputsIn(simulator.requests[1])[0]?.output)).toBe(expected);
     expectPrefixesAndPairs();
   });

@@ -243,7 +243,10 @@ async function finishModelStep(
     events: await step.writer.drain(),
     nextOutputIndex: output.nextOutputIndex,
   };
-  if (goesOn) return finishStep(step.parts, turn, fence, result, ledger, step.stop.signal);
+  if (goesOn) {
+    const finished = { fence, result, modelCall: ledger };
+    return finishStep(step.parts, turn, finished, step.stop.signal);
+  }
   const reason = isOverLimit ? "step_limit" : end.reason;
   return finishTurn(
     step.parts,

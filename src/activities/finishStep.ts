@@ -16,11 +16,10 @@ import { retryLater } from "./stepContext.ts";
 export async function finishStep(
   parts: Parts,
   turn: Turn,
-  fence: Fence,
-  result: StepResult,
-  modelCall: ModelCallEnd | null,
+  step: { fence: Fence; result: StepResult; modelCall: ModelCallEnd | null },
   signal: AbortSignal,
 ): Promise<StepVerdict> {
+  const { fence, result, modelCall } = step;
   try {
     const store = () => storeStep(parts.database, turn, fence, result, modelCall);
     parts.announce(turn.id, await persist(store, signal));

@@ -122,5 +122,6 @@ async function storeOutcome(
     status: "completed",
   };
   const result = { verdict, items: [item], output: [entry], calls: [], events, nextOutputIndex: 0 };
-  return finishStep(parts, turn, fence, result, null, Context.current().cancellationSignal);
+  const finished = { fence, result, modelCall: null };
+  return finishStep(parts, turn, finished, Context.current().cancellationSignal);
 }

@@ -63,7 +63,7 @@ export function linkStops(
   if (turn.cancelRequestedAt !== null) stop.abort(new StepStopped("cancel_requested"));
   if (leftMs <= 0) expire();
   if (cancellationSignal.aborted) handOver();
-  const timer = setTimeout(expire, Math.min(leftMs, maxTimerMs));
+  const timer = setTimeout(expire, Math.min(Math.max(0, leftMs), maxTimerMs));
   cancellationSignal.addEventListener("abort", handOver);
   return () => {
     clearTimeout(timer);

@@ -20,7 +20,7 @@ async function withDatabase(
 export function createKey(config: Config, project: string, name: string): Promise<void> {
   return withDatabase(config, async (database) => {
     const key = await createApiKey(database, checkId(project, "project"), name);
-    console.log(`${key.secret}`);
+    console.log(key.secret);
     console.error(`Key ${key.id} of project ${project}. It is shown only now: keep it safe.`);
   });
 }

@@ -1,6 +1,6 @@
 import type { Config } from "../config.ts";
 import { connectNatively } from "../temporal.ts";
-import { createWorker, janitorSettings } from "../worker.ts";
+import { createWorker, workerSettings } from "../worker.ts";
 import { loadApp } from "../app.ts";
 import { createLog, openDatabase, openEndpoint, shutdownSignal } from "./parts.ts";
 import { waitFor } from "./waiting.ts";
@@ -20,16 +20,12 @@ export async function runWorker(config: Config): Promise<void> {
   );
   const worker = await createWorker({
     ...app,
+    ...workerSettings(config),
     connection,
     client,
     database,
     endpoint,
     log,
-    taskQueue: config.taskQueue,
-    workflowBundle: config.workflowBundle,
-    maxModelSteps: config.maxModelSteps,
-    shutdownGraceMs: config.shutdownGraceMs,
-    janitor: janitorSettings(config),
   });
   signal.addEventListener("abort", () => worker.shutdown());
   if (signal.aborted) worker.shutdown();

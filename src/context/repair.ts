@@ -19,7 +19,7 @@ const lostOutput = JSON.stringify({ error: { type: "unknown_outcome", message: l
 
 function textOf(item: Item, ...fields: string[]): string | null {
   const found = fields.map((field) => item[field]).find((value) => typeof value === "string");
-  return found === undefined ? null : (found as string);
+  return found === undefined ? null : found;
 }
 
 function pairedByCallId(

@@ -14,7 +14,7 @@ import { migrate } from "../store/migrate.ts";
 import { openPglite } from "../store/pglite.ts";
 import { openPostgres } from "../store/postgres.ts";
 import { connectNatively } from "../temporal.ts";
-import { createWorker, janitorSettings } from "../worker.ts";
+import { createWorker, workerSettings } from "../worker.ts";
 import { exampleApp } from "./exampleApp.ts";
 import { lockDataFolder } from "./lockFile.ts";
 import { claimPort, stepToFreePort } from "./ports.ts";
@@ -46,7 +46,7 @@ class Started {
   }
 
   async close(): Promise<void> {
-    for (const close of this.#closers.splice(0).reverse()) await close();
+    for (const close of this.#closers.splice(0).toReversed()) await close();
   }
 }
 
@@ -130,17 +130,13 @@ async function startParts(
   const app = config.app === null ? exampleApp(config.model) : await loadApp(config);
   const worker = await createWorker({
     ...app,
+    ...workerSettings(config),
     connection,
     client,
     database,
     endpoint,
     hub,
     log,
-    taskQueue: config.taskQueue,
-    workflowBundle: config.workflowBundle,
-    maxModelSteps: config.maxModelSteps,
-    shutdownGraceMs: config.shutdownGraceMs,
-    janitor: janitorSettings(config),
   });
   const running = worker.run();
   running.catch(() => {});

@@ -203,7 +203,8 @@ export class EventHub {
     }
     if (turn.lastNumber === known) return;
     this.#forgetOldest(turn);
-    for (const waiter of [...turn.waiters]) waiter();
+    const woken = [...turn.waiters];
+    for (const waiter of woken) waiter();
   }
 
   #forgetOldest(turn: WatchedTurn): void {

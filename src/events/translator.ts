@@ -59,7 +59,7 @@ const emptyFields: Record<string, Record<string, unknown>> = {
 
 /** The part that an event of this type writes to, as it is announced. */
 function emptyPart(eventType: string): Record<string, unknown> | undefined {
-  const [, kind] = eventType.split(".");
+  const kind = eventType.split(".").at(1) ?? "";
   switch (kind) {
     case "output_text":
       return { type: "output_text", text: "", annotations: [], logprobs: [] };

@@ -1,7 +1,6 @@
 // Friendly mode: useful answers without a model and without a script.
 import type { FunctionTool, ResponseInputItem } from "openai/resources/responses/responses";
 import { instanceOf, readHints } from "./instance.ts";
-import type { Schema } from "./instance.ts";
 import { composeReply } from "./replies.ts";
 import { calls, text } from "./script.ts";
 import type { AnswerOptions, AnswerStep, SimulatedRequest } from "./script.ts";
@@ -25,17 +24,14 @@ export function friendlyAnswer(request: SimulatedRequest, options: AnswerOptions
   if (outputs.length > 0) return text(`${reportOutputs(outputs, items)}\n\n${NOTE}`, options);
   const tool = chooseTool(request, message);
   if (tool) {
-    const values = instanceOf(
-      (tool.parameters ?? { type: "object" }) as Schema,
-      readHints(message),
-    );
+    const values = instanceOf(tool.parameters ?? { type: "object" }, readHints(message));
     return calls([{ name: tool.name, arguments: values as object }], options);
   }
   const reply = composeReply(said, [body.instructions ?? "", ...items.flatMap(contextOf)]);
   const format = body.text?.format;
   if (format?.type === "json_schema") {
     const hints = { ...readHints(message), message: reply };
-    return text(JSON.stringify(instanceOf(format.schema as Schema, hints)), options);
+    return text(JSON.stringify(instanceOf(format.schema, hints)), options);
   }
   if (format?.type === "json_object") {
     return text(JSON.stringify({ answer: reply, note: NOTE }), options);

@@ -76,11 +76,11 @@ export function inputItems(body: RequestBody): ResponseInputItem[] {
   }
   return body.input.map((item) =>
     "content" in item && "role" in item && typeof item.content === "string"
-      ? ({
+      ? {
           ...item,
           type: "message",
           content: asParts(item.role, item.content),
-        } as ResponseInputItem)
+        }
       : item,
   );
 }

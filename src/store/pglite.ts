@@ -33,20 +33,27 @@ class PgliteDatabase implements Database {
     return run<Row>(this.#engine, sql, parameters);
   }
 
-  transaction<Result>(work: (tx: Transaction) => Promise<Result>): Promise<Result> {
-    return this.#engine.transaction(async (tx) => {
-      const sent: Promise<unknown>[] = [];
-      const result = await work({
-        query: (sql, parameters) => run(tx, sql, parameters),
-        send(sql, parameters) {
-          const statement = run(tx, sql, parameters);
-          statement.catch(() => {});
-          sent.push(statement);
-        },
+  async transaction<Result>(work: (tx: Transaction) => Promise<Result>): Promise<Result> {
+    let failed: unknown;
+    try {
+      return await this.#engine.transaction(async (tx) => {
+        const sent: Promise<unknown>[] = [];
+        const issue = <Row>(sql: string, parameters?: readonly unknown[]): Promise<Row[]> => {
+          const statement = run<Row>(tx, sql, parameters);
+          statement.catch((error: unknown) => (failed ??= error));
+          return statement;
+        };
+        const send = (sql: string, parameters?: readonly unknown[]): void => {
+          sent.push(issue(sql, parameters));
+        };
+        const result = await work({ query: issue, send });
+        await Promise.all(sent);
+        return result;
       });
-      await Promise.all(sent);
-      return result;
-    });
+    } catch (error) {
+      // Statements behind one that failed say only that the transaction has failed.
+      throw (error as { code?: unknown }).code === "25P02" ? failed : error;
+    }
   }
 
   async notify(channel: Channel, payload: string): Promise<void> {

@@ -24,7 +24,7 @@ const types = {
   getTypeParser(oid: number, format?: "text" | "binary"): (text: string) => unknown {
     if (oid === pg.types.builtins.INT8) return Number;
     if (oid === pg.types.builtins.DATE) return String;
-    return pg.types.getTypeParser(oid, format as "text") as (text: string) => unknown;
+    return pg.types.getTypeParser(oid, format) as (text: string) => unknown;
   },
 };
 
@@ -131,14 +131,14 @@ class PostgresDatabase implements Database {
       send("COMMIT");
       await Promise.all(sent);
       // A statement that failed has turned the commit into a rollback.
-      if (failed !== undefined) throw failed;
+      if (failed !== undefined) throw failed as Error;
       return result;
     } catch (error) {
       // Statements behind one that failed say only that the transaction has failed.
       const cause = error instanceof pg.DatabaseError && error.code === "25P02" ? failed : error;
       if (cause instanceof StoreUnavailable) broken = cause;
       else await run(client, "ROLLBACK").catch((failure: Error) => (broken = failure));
-      throw cause;
+      throw cause as Error;
     } finally {
       client.off("error", ignore);
       client.release(broken);

@@ -36,8 +36,8 @@ export interface TurnRow {
   ended_at: Date | null;
 }
 
-function parse<Value>(json: string | null): Value | null {
-  return json === null ? null : (JSON.parse(json) as Value);
+function parse(json: string | null): unknown {
+  return json === null ? null : JSON.parse(json);
 }
 
 function summaryFromRow(row: TurnRow): TurnSummary {
@@ -53,8 +53,8 @@ function summaryFromRow(row: TurnRow): TurnSummary {
     deadlineAt: row.deadline_at,
     runId: row.run_id,
     cancelRequestedAt: row.cancel_requested_at,
-    usage: parse<Usage>(row.usage),
-    failure: parse<Failure>(row.failure),
+    usage: parse(row.usage) as Usage | null,
+    failure: parse(row.failure) as Failure | null,
     incompleteReason: row.incomplete_reason,
     createdAt: row.created_at,
     startedAt: row.started_at,
@@ -67,7 +67,7 @@ export function turnFromRow(row: TurnRow): Turn {
     ...summaryFromRow(row),
     request: JSON.parse(row.request) as TurnRequest,
     limits: JSON.parse(row.limits) as TurnLimits,
-    output: parse<unknown[]>(row.output),
+    output: parse(row.output) as unknown[] | null,
   };
 }
 

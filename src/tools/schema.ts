@@ -43,7 +43,7 @@ function sayAjv({ instancePath, message, params }: ErrorObject): string {
 }
 
 function compileJson(schema: JsonSchema): CompiledSchema {
-  const isDraft07 = String(schema["$schema"] ?? "").includes("draft-07");
+  const isDraft07 = JSON.stringify(schema["$schema"] ?? "").includes("draft-07");
   const ajv = isDraft07 ? new Ajv(ajvOptions) : new Ajv2020(ajvOptions);
   const validate: ValidateFunction = ajv.compile(schema);
   return {

@@ -47,7 +47,7 @@ function refuseNameConflicts(request: TurnRequest, agent: Agent): void {
   if (conflict === undefined) return;
   throw new Refusal(
     "tool_name_conflict",
-    `The agent '${agent.name}' has a tool of its own called '${String(conflict)}'; rename yours.`,
+    `The agent '${agent.name}' has a tool of its own called '${conflict as string}'; rename yours.`,
     "tools",
   );
 }

@@ -1,5 +1,5 @@
 import { accumulateResponse } from "openai/lib/responses/ResponseAccumulator";
-import type { Response, ResponseStreamEvent } from "openai/resources/responses/responses";
+import type { Response } from "openai/resources/responses/responses";
 import { afterEach, beforeEach, expect, test } from "vitest";
 import type { TurnHandle } from "../../src/client.ts";
 import { gate, text } from "../../src/simulator/server.ts";
@@ -37,8 +37,7 @@ describeWith(["postgres", "temporal"], "a turn whose process dies", () => {
     const ends = events.filter((event) => event.type === "response.completed");
     expect(ends).toHaveLength(1);
     let seen: Response | undefined;
-    for (const event of events)
-      seen = accumulateResponse(event as never as ResponseStreamEvent, seen);
+    for (const event of events) seen = accumulateResponse(event as never, seen);
     expect(seen?.output_text).toBe(whole);
     expect(everyItemIsClosed(events)).toBe(true);
     const history = await readHistory(parts.database, "default", turn.conversationId);

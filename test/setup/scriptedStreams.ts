@@ -1,6 +1,6 @@
 import fc from "fast-check";
 import { accumulateResponse } from "openai/lib/responses/ResponseAccumulator";
-import type { Response, ResponseStreamEvent } from "openai/resources/responses/responses";
+import type { Response } from "openai/resources/responses/responses";
 import { emitItems } from "../../src/simulator/emit.ts";
 import { newResponse } from "../../src/simulator/response.ts";
 import type { WireResponse } from "../../src/simulator/response.ts";
@@ -64,7 +64,7 @@ export function accumulate(events: readonly TurnEvent[]): Response {
   const response = newResponse({ model: "gpt-test", input: "Hi" }, "resp_turn");
   let seen: Response | undefined;
   for (const event of [{ type: "response.created", response }, ...events]) {
-    seen = accumulateResponse(event as never as ResponseStreamEvent, seen);
+    seen = accumulateResponse(event as never, seen);
   }
   return seen as Response;
 }

@@ -1,5 +1,5 @@
 import { accumulateResponse } from "openai/lib/responses/ResponseAccumulator";
-import type { Response, ResponseStreamEvent } from "openai/resources/responses/responses";
+import type { Response } from "openai/resources/responses/responses";
 import { expect } from "vitest";
 import type { TurnHandle, TurnResult } from "../../src/client.ts";
 import type { NumberedEvent } from "../../src/turn/events.ts";
@@ -37,7 +37,7 @@ export async function ended(turn: TurnHandle): Promise<EndedTurn> {
 
 export function accumulate(events: readonly NumberedEvent[]): Response {
   let seen: Response | undefined;
-  for (const event of events) seen = accumulateResponse(event as never as ResponseStreamEvent, seen);
+  for (const event of events) seen = accumulateResponse(event as never, seen);
   return seen as Response;
 }
 
