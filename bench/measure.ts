@@ -20,8 +20,8 @@ export async function timeEach(
   return samples;
 }
 
-/** Runs per second with `concurrency` under way at a time. */
-export async function throughput(
+/** Milliseconds of `count` runs with `concurrency` under way at a time. */
+export async function timeAll(
   count: number,
   concurrency: number,
   run: () => Promise<unknown>,
@@ -32,5 +32,9 @@ export async function throughput(
     while (left-- > 0) await run();
   };
   await Promise.all(Array.from({ length: concurrency }, lane));
-  return (count * 1000) / (performance.now() - startedAt);
+  return performance.now() - startedAt;
+}
+
+export function perSecond(count: number, tookMs: number): number {
+  return (count * 1000) / tookMs;
 }

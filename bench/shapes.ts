@@ -29,16 +29,16 @@ export function bareSdk(openai: OpenAI): Shape {
   };
 }
 
-export function bareWorkflow(client: Client): Shape {
-  let number = 0;
+/** @param requestEagerStart the SDK's default is not to. */
+export function bareWorkflow(client: Client, requestEagerStart = false): Shape {
   return {
-    name: "one-activity workflow",
+    name: requestEagerStart ? "one-activity workflow, eager start" : "one-activity workflow",
     turn: () =>
       client.workflow.execute("bareTurn", {
         taskQueue: bareTaskQueue,
-        workflowId: `bare-${process.pid}-${number++}`,
+        workflowId: `bare-${crypto.randomUUID()}`,
         args: [input],
-        requestEagerStart: true,
+        requestEagerStart,
       }),
   };
 }

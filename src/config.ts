@@ -24,7 +24,7 @@ const milliseconds = z.coerce.number().int().min(1);
 const maxBodyBytesDefault = 16 * 1024 * 1024;
 
 /** Environment variables, their checks and their defaults; the README's table lists the same. */
-const environment = z.object({
+export const environment = z.object({
   DATABASE_URL: z.url({ protocol: /^postgres(ql)?$/ }).optional(),
   OPENAI_API_KEY: z.string().min(1).optional(),
   OPENAI_BASE_URL: z.url().optional(),

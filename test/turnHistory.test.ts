@@ -11,7 +11,12 @@ import { defineAgent } from "../src/turn/agent.ts";
 import { newId } from "../src/turn/ids.ts";
 import { deploy } from "./setup/deployment.ts";
 import type { Deployment } from "./setup/deployment.ts";
-import { keepHistory, readableHistory, storedHistories } from "./setup/histories.ts";
+import {
+  keepHistory,
+  mayUpdateHistories,
+  readableHistory,
+  storedHistories,
+} from "./setup/histories.ts";
 import { describeWith, sharedTemporal } from "./setup/servers.ts";
 import { ended } from "./setup/turnStream.ts";
 
@@ -71,6 +76,12 @@ describeWith(["postgres", "temporal"], "the history of a turn", () => {
     deployment.simulator.reset();
   });
 
+  /** Enough for a second run. */
+  const rounds = 6;
+  const callsPerRound = 32;
+  const manyCalls = () =>
+    calls(Array.from({ length: callsPerRound }, () => ({ name: "echo", arguments: {} })));
+
   const start = (input: string, more: object = {}): Promise<TurnHandle> =>
     deployment.turnkeeper.turns.start({ input, ...more });
 
@@ -110,8 +121,8 @@ describeWith(["postgres", "temporal"], "the history of a turn", () => {
     simulator.script(text("Done."));
     const one = await measure(await start("Hi"));
     const rounds = 4;
-    const chatty = calls([{ name: "echo", arguments: {} }], { text: "y".repeat(10_000) });
-    simulator.script(...Array.from({ length: rounds }, () => chatty), text("Done."));
+    const chatty = () => calls([{ name: "echo", arguments: {} }], { text: "y".repeat(10_000) });
+    simulator.script(...Array.from({ length: rounds }, chatty), text("Done."));
     const many = await measure(await start("Hi"));
     const furtherSteps = 2 * rounds;
     expectWithin(
@@ -166,12 +177,7 @@ describeWith(["postgres", "temporal"], "the history of a turn", () => {
     "continues as new when it gets long, and the turn goes on where it was",
     async () => {
       const { simulator } = deployment;
-      const rounds = 16;
-      const callsPerRound = 32;
-      const many = calls(
-        Array.from({ length: callsPerRound }, () => ({ name: "echo", arguments: {} })),
-      );
-      simulator.script(...Array.from({ length: rounds }, () => many), text("Done."));
+      simulator.script(...Array.from({ length: rounds }, manyCalls), text("Done."));
       const turn = await start("Work");
       const result = await ended(turn);
       expect(result).toMatchObject({ status: "completed", text: "Done." });
@@ -202,7 +208,7 @@ describeWith(["postgres", "temporal"], "the history of a turn", () => {
 
   const shapes = [
     "cancelled",
-    "continuedAsNew",
+    "continued",
     "directStart",
     "failed",
     "oneCall",
@@ -212,11 +218,11 @@ describeWith(["postgres", "temporal"], "the history of a turn", () => {
 
   /** Makes a history of each shape; does nothing unless they are to be updated. */
   async function keepHistories(): Promise<void> {
-    if (!process.env["UPDATE_HISTORIES"]) return;
+    if (!mayUpdateHistories) return;
     const { simulator, database, taskQueue } = deployment;
-    const keep = async (name: string, id: string) => {
-      await temporal.workflow.getHandle(id).result();
-      await keepHistory(name, temporal, id);
+    const keep = async (name: string, workflowId: string) => {
+      await temporal.workflow.getHandle(workflowId).result();
+      await keepHistory(name, temporal, workflowId);
     };
     const direct = async (request: object) => {
       const options = { taskQueue, workflowId: newId("turn"), args: [{ request }] };
@@ -251,9 +257,8 @@ describeWith(["postgres", "temporal"], "the history of a turn", () => {
     await untilQueued(queued);
     holding.open();
     await keep("queuedDirectStart", queued);
-    const many = calls(Array.from({ length: 32 }, () => ({ name: "echo", arguments: {} })));
-    simulator.script(...Array.from({ length: 16 }, () => many), text("Done."));
-    await keep("continuedAsNew", (await start("Work")).id);
+    simulator.script(...Array.from({ length: rounds }, manyCalls), text("Done."));
+    await keep("continued", (await start("Work")).id);
   }
 
   async function untilQueued(turnId: string): Promise<void> {

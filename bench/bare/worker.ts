@@ -5,7 +5,7 @@ import type OpenAI from "openai";
 
 export const bareTaskQueue = "bench-bare";
 
-/** A worker of the bare one-activity workflow, with the same settings as Turnkeeper's. */
+/** A worker of the bare one-activity workflow, with the SDK's defaults. */
 export function createBareWorker(connection: NativeConnection, openai: OpenAI): Promise<Worker> {
   return Worker.create({
     connection,
@@ -17,7 +17,5 @@ export function createBareWorker(connection: NativeConnection, openai: OpenAI): 
         return response.output_text;
       },
     },
-    maxConcurrentActivityTaskExecutions: 250,
-    stickyQueueScheduleToStartTimeout: 1_000,
   });
 }

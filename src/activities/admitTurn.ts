@@ -1,6 +1,7 @@
 import { ApplicationFailure, Context } from "@temporalio/activity";
 import { admitTurn as putOnRecord } from "../store/admission.ts";
 import { listAgents } from "../store/agents.ts";
+import { hasProject } from "../store/apiKeys.ts";
 import { readRequestHash, readTurnOfWorkflow } from "../store/turns.ts";
 import type { DirectStart } from "../turn/directStart.ts";
 import { maxDirectInputBytes } from "../turn/directStart.ts";
@@ -79,6 +80,9 @@ async function admitDirectly(
   checkId(turnId, "workflow id");
   const start = checkStart(argument);
   const project = checkId(start.project ?? "default", "project");
+  if (!(await hasProject(parts.database, project))) {
+    throw new Refusal("invalid_value", `There is no project '${project}'.`, "project");
+  }
   const prepared = prepareTurn(start.request, await listAgents(parts.database));
   const before = await readTurnOfWorkflow(parts.database, turnId);
   if (before !== null) {

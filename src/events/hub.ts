@@ -12,12 +12,18 @@ export interface EventHubSettings {
   pageEvents: number;
   /** Bytes of one turn's events that are kept in memory for its subscribers. */
   maxRecentBytes: number;
+  /** Events that one subscriber is given at a time: all that a slow one holds in memory. */
+  maxBatchEvents: number;
+  /** Bytes that one subscriber is given at a time, if it is more than one event. */
+  maxBatchBytes: number;
 }
 
 export const defaultEventHubSettings: EventHubSettings = {
   rereadMs: 1_000,
   pageEvents: 512,
   maxRecentBytes: 1024 * 1024,
+  maxBatchEvents: 64,
+  maxBatchBytes: 64 * 1024,
 };
 
 /** A turn that has subscribers here: what was read of it last, shared by all of them. */
@@ -133,7 +139,7 @@ export class EventHub {
   async #next(turn: WatchedTurn, cursor: number, stop: AbortSignal): Promise<RecordedEvent[]> {
     const oldest = turn.recent[0]?.sequenceNumber ?? turn.lastNumber + 1;
     if (cursor + 1 >= oldest && cursor < turn.lastNumber) {
-      return turn.recent.slice(cursor + 1 - oldest);
+      return this.#batch(turn.recent, cursor + 1 - oldest);
     }
     if (cursor < turn.lastNumber) return this.#readPage(turn.key, cursor, stop);
     await new Promise<void>((resolve) => {
@@ -148,12 +154,25 @@ export class EventHub {
     return [];
   }
 
+  /** As much from `start` on as one subscriber may hold; at least one event. */
+  #batch(events: readonly RecordedEvent[], start: number): RecordedEvent[] {
+    const { maxBatchEvents, maxBatchBytes } = this.#settings;
+    let end = start;
+    let bytes = 0;
+    while (end < events.length && end - start < maxBatchEvents) {
+      bytes += events[end]?.body.length ?? 0;
+      if (bytes > maxBatchBytes && end > start) break;
+      end += 1;
+    }
+    return events.slice(start, end);
+  }
+
   async #readPage(key: EventKey, after: number, stop: AbortSignal): Promise<RecordedEvent[]> {
     try {
       const cursors = [{ ...key, after }];
-      const pages = await readEventsAfter(this.#database, cursors, this.#settings.pageEvents);
+      const pages = await readEventsAfter(this.#database, cursors, this.#settings.maxBatchEvents);
       const page = pages.get(key.id);
-      if (page !== undefined) return page;
+      if (page !== undefined) return this.#batch(page, 0);
     } catch {
       // The database is away: the next try finds it or not.
     }

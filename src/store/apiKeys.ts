@@ -32,6 +32,12 @@ export async function createApiKey(
   return { id, project, secret };
 }
 
+/** Whether there is such a project; keys make them. */
+export async function hasProject(queryable: Queryable, project: string): Promise<boolean> {
+  const rows = await queryable.query("SELECT id FROM projects WHERE id = $1", [project]);
+  return rows.length > 0;
+}
+
 /** The key with that secret, unless it was revoked. */
 export async function findApiKey(queryable: Queryable, secret: string): Promise<ApiKey | null> {
   const [row] = await queryable.query<{ id: string; project_id: string }>(

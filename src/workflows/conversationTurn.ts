@@ -31,8 +31,11 @@ const grantedSignal = defineSignal(grantedSignalName);
 const statusKey = defineSearchAttributeKey("TurnkeeperStatus", SearchAttributeType.KEYWORD);
 const modelKey = defineSearchAttributeKey("TurnkeeperModel", SearchAttributeType.KEYWORD);
 
-/** History of a run stays below this; a longer turn goes on in a new run, between two steps [5]. */
-const maxHistoryEvents = 2_000;
+/**
+ * A turn whose history is longer than this goes on in a new run, between two steps [5]. That is more
+ * than 64 steps, the default limit, can have; a worker that takes a run over has to replay all of it.
+ */
+const maxHistoryEvents = 500;
 
 type Outcome = StepVerdict | "cancelled" | "activity_failed";
 
@@ -119,7 +122,7 @@ function endTurn(
 ): Promise<TerminalStatus> {
   setCurrentDetails(`Ending the turn: ${reason}.`);
   return CancellationScope.nonCancellable(async () => {
-    const ended = await activities.endTurn({ reason });
+    const ended = await activities.endTurn({ reason }).catch(failAsRefused);
     return ended.status;
   });
 }

@@ -30,6 +30,8 @@ export interface DeploymentOptions {
   agents?: Agent[];
   tools?: Tool[];
   janitor?: Partial<JanitorSettings>;
+  /** A model server other than the simulator. */
+  openaiBaseUrl?: string;
 }
 
 export async function deploy(options: DeploymentOptions = {}): Promise<Deployment> {
@@ -41,7 +43,7 @@ export async function deploy(options: DeploymentOptions = {}): Promise<Deploymen
   const log = pino({ level: process.env["TURNKEEPER_LOG_LEVEL"] ?? "silent" });
   const { connection, client } = await connectNatively({ address: sharedTemporal().address }, log);
   const endpoint = openModelEndpoint({
-    baseUrl: simulator.baseUrl,
+    baseUrl: options.openaiBaseUrl ?? simulator.baseUrl,
     apiKey: "sk-simulated",
     connectTimeoutMs: 5_000,
     headersTimeoutMs: 20_000,

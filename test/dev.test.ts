@@ -1,0 +1,105 @@
+import { mkdtemp, rm } from "node:fs/promises";
+import { createServer } from "node:net";
+import { once } from "node:events";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import OpenAI from "openai";
+import { afterEach, beforeEach, expect, test } from "vitest";
+import { fault, gate, startSimulator, text } from "../src/simulator/server.ts";
+import type { Simulator } from "../src/simulator/server.ts";
+import { runDev, startDev } from "./setup/devProcess.ts";
+import { describeWith } from "./setup/servers.ts";
+
+const hangGuardMs = 120_000;
+
+describeWith(["temporal"], "turnkeeper dev", () => {
+  let folder: string;
+  let simulator: Simulator;
+
+  beforeEach(async () => {
+    folder = await mkdtemp(join(tmpdir(), "turnkeeper-dev-"));
+    simulator = await startSimulator({ mode: "scripted" });
+  });
+
+  afterEach(async () => {
+    await simulator.close();
+    await rm(folder, { recursive: true, force: true });
+  });
+
+  const ownModel = () => ({ OPENAI_BASE_URL: simulator.baseUrl, OPENAI_API_KEY: "sk-simulated" });
+
+  test(
+    "--once answers on the simulator, says what it cost and where to see it, and exits with 0",
+    async () => {
+      const { code, output } = await runDev(folder, ["--once", "Say hello"]);
+      expect(output).toContain("hello");
+      expect(output).toMatch(/turn resp_\w+: 1 model call, \d+ tokens, cost nothing \(simulated/);
+      expect(output).toMatch(/http:\/\/127\.0\.0\.1:\d+\/namespaces\/default\/workflows\/resp_/);
+      expect(code).toBe(0);
+    },
+    hangGuardMs,
+  );
+
+  test(
+    "--once exits with 1 and the reason when the turn fails",
+    async () => {
+      simulator.script(fault.quota());
+      const { code, output } = await runDev(folder, ["--once", "Hi"], ownModel());
+      expect(output).toMatch(/turnkeeper: The turn resp_\w+ failed: .*quota/);
+      expect(output).not.toContain("    at ");
+      expect(code).toBe(1);
+    },
+    hangGuardMs,
+  );
+
+  test(
+    "a busy port that was set by hand is named",
+    async () => {
+      const server = createServer().listen(0, "127.0.0.1");
+      await once(server, "listening");
+      const { port } = server.address() as { port: number };
+      const { code, output } = await runDev(folder, ["--port", `${port}`]);
+      expect(output).toContain(`${port}`);
+      expect(output).toMatch(/--port/);
+      expect(code).toBe(1);
+      server.close();
+    },
+    hangGuardMs,
+  );
+
+  test(
+    "after kill -9 the next start goes on with the turn that was under way",
+    async () => {
+      const pause = gate(2);
+      const answer = { deltas: ["One", " two", " three"] };
+      simulator.script(text("Hello"), text("", { ...answer, pauseAfter: pause }), text("", answer));
+      const first = await startDev(folder, ownModel());
+      const before = new OpenAI({ baseURL: first.apiUrl, apiKey: "none" });
+      const conversation = await before.conversations.create();
+      const started = await before.responses.create({
+        input: "Count",
+        conversation: conversation.id,
+        background: true,
+      });
+      await pause.reached;
+      first.signal("SIGKILL");
+      await first.exited;
+      const second = await startDev(folder, ownModel());
+      const after = new OpenAI({ baseURL: second.apiUrl, apiKey: "none" });
+      const events = await Array.fromAsync(
+        await after.responses.retrieve(started.id, { stream: true }),
+      );
+      expect(events.map((event) => event.sequence_number)).toEqual(events.map((_, at) => at));
+      const last = events.at(-1);
+      expect(last?.type === "response.completed" && last.response.output).toMatchObject([
+        { content: [{ text: "One two three" }] },
+      ]);
+      const items = await after.conversations.items.list(conversation.id);
+      expect(items.data).toHaveLength(2);
+      second.signal("SIGINT");
+      expect(await second.exited).toBe(0);
+      await expect(fetch(second.temporalUiUrl)).rejects.toThrow();
+    },
+    hangGuardMs,
+  );
+});

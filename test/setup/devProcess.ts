@@ -1,0 +1,81 @@
+import { spawn } from "node:child_process";
+import { once } from "node:events";
+import { createInterface } from "node:readline";
+import { fileURLToPath } from "node:url";
+import { stepToFreePort } from "../../src/dev/ports.ts";
+
+const cli = fileURLToPath(new URL("../../src/cli.ts", import.meta.url));
+/** Away from the ports that a developer's own `npm start` uses. */
+const firstPort = 17_823;
+
+/** A `turnkeeper dev` in a process of its own. */
+export interface DevProcess {
+  apiUrl: string;
+  temporalUiUrl: string;
+  /** Everything it has printed. */
+  output(): string;
+  signal(signal: NodeJS.Signals): void;
+  exited: Promise<number | null>;
+}
+
+function spawnDev(folder: string, args: string[], environment: Record<string, string>) {
+  const child = spawn(process.execPath, [cli, "dev", ...args], {
+    env: {
+      PATH: process.env["PATH"],
+      HOME: process.env["HOME"],
+      TURNKEEPER_FOLDER: folder,
+      TURNKEEPER_JANITOR_ROUND_MS: "500",
+      TURNKEEPER_JANITOR_PATIENCE_MS: "1000",
+      ...environment,
+    },
+    stdio: ["ignore", "pipe", "pipe"],
+  });
+  const lines: string[] = [];
+  const listeners = new Set<(line: string) => void>();
+  for (const stream of [child.stdout, child.stderr]) {
+    createInterface({ input: stream }).on("line", (line) => {
+      lines.push(line);
+      for (const listener of listeners) listener(line);
+    });
+  }
+  const exited = once(child, "close").then(([code]) => code as number | null);
+  return { child, lines, listeners, exited };
+}
+
+/** Runs `turnkeeper dev` to its end. */
+export async function runDev(
+  folder: string,
+  args: string[],
+  environment: Record<string, string> = {},
+): Promise<{ code: number | null; output: string }> {
+  const { lines, exited } = spawnDev(folder, args, environment);
+  return { code: await exited, output: lines.join("\n") };
+}
+
+/** Starts `turnkeeper dev` and waits until it is ready. */
+export async function startDev(
+  folder: string,
+  environment: Record<string, string> = {},
+): Promise<DevProcess> {
+  const port = await stepToFreePort(firstPort);
+  const { child, lines, listeners, exited } = spawnDev(folder, ["--port", `${port}`], environment);
+  const addressOf = (name: string) =>
+    lines.map((line) => new RegExp(`^${name} +(http\\S+)`).exec(line)?.[1]).find(Boolean);
+  const ready = new Promise<void>((resolve) => {
+    listeners.add(() => {
+      if (addressOf("Temporal UI") !== undefined) resolve();
+    });
+  });
+  const ended = exited.then((code) => {
+    throw new Error(`It ended with ${code}:\n${lines.join("\n")}`);
+  });
+  ended.catch(() => {});
+  await Promise.race([ready, ended]);
+  return {
+    apiUrl: addressOf("Responses API") as string,
+    temporalUiUrl: addressOf("Temporal UI") as string,
+    output: () => lines.join("\n"),
+    signal: (signal) => void child.kill(signal),
+    exited,
+  };
+}
