@@ -47,14 +47,28 @@ export interface EngineOptions {
   searchAttributes: ReadonlySet<SearchAttributeName>;
 }
 
-/** Which of Turnkeeper's search attributes the namespace knows; others must not be set. */
+/** gRPC's INVALID_ARGUMENT: the query names an attribute that the namespace does not have. */
+const invalidArgument = 3;
+
+/**
+ * Which of Turnkeeper's search attributes the namespace knows; others must not be set. Asked by
+ * queries, because Temporal Cloud keeps the operator service to itself.
+ *
+ * @throws when Temporal is out of reach.
+ */
 export async function findSearchAttributes(client: Client): Promise<Set<SearchAttributeName>> {
-  const { customAttributes } = await client.connection.operatorService.listSearchAttributes({
-    namespace: client.options.namespace,
-  });
-  return new Set(
-    searchAttributeNames.filter((name) => Object.hasOwn(customAttributes ?? {}, name)),
-  );
+  const isKnown = async (name: SearchAttributeName): Promise<boolean> => {
+    try {
+      await client.workflow.count(`${name} = 'none'`);
+      return true;
+    } catch (error) {
+      const cause = error instanceof Error ? error.cause : undefined;
+      if ((cause as { code?: unknown } | undefined)?.code === invalidArgument) return false;
+      throw error;
+    }
+  };
+  const known = await Promise.all(searchAttributeNames.map(isKnown));
+  return new Set(searchAttributeNames.filter((_, at) => known[at]));
 }
 
 /** A visibility store indexes no more of a keyword, and a server refuses much more of it. */
@@ -82,6 +96,9 @@ function attributesOf(turn: Turn, known: ReadonlySet<SearchAttributeName>): Type
   return new TypedSearchAttributes(pairs);
 }
 
+/** The SDK would try for longer; whoever starts a turn must not wait, for the turn is on record. */
+const callTimeoutMs = 5_000;
+
 export function createEngine(options: EngineOptions): Engine {
   const { workflow } = options.client;
   /** Returns false when there is such a workflow already. */
@@ -95,8 +112,11 @@ export function createEngine(options: EngineOptions): Engine {
       staticSummary: `${turn.agent} on ${turn.model}`.slice(0, maxSummaryChars),
       requestEagerStart: options.eagerStart,
     };
+    const deadline = Date.now() + callTimeoutMs;
     try {
-      await workflow.start(turnWorkflowType, startOptions);
+      await options.client.withDeadline(deadline, () =>
+        workflow.start(turnWorkflowType, startOptions),
+      );
       return true;
     } catch (error) {
       if (error instanceof WorkflowExecutionAlreadyStartedError) return false;

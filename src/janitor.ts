@@ -2,6 +2,7 @@ import type { Logger } from "pino";
 import type { Engine } from "./engine.ts";
 import type { Database } from "./store/database.ts";
 import { endTurn } from "./store/endings.ts";
+import type { Ending } from "./store/endings.ts";
 import {
   dropOldPartitions,
   findExpiredQueuedTurns,
@@ -30,6 +31,8 @@ export const defaultJanitorSettings: JanitorSettings = {
 /** Turns that are read at a time; a round looks after all there are. */
 const pageTurns = 200;
 const partitionDaysAhead = 3;
+
+const expired: Ending = { status: "incomplete", incompleteReason: "deadline" };
 
 export interface JanitorParts {
   database: Database;
@@ -85,7 +88,7 @@ export class Janitor {
       await dropOldPartitions(database, this.#settings.eventRetentionDays);
       await this.#lookAfterStale();
       for (const turn of await findExpiredQueuedTurns(database, pageTurns)) {
-        await this.#end(turn, { status: "incomplete", incompleteReason: "deadline" });
+        await this.#end(turn, expired);
       }
     });
   }
@@ -112,6 +115,7 @@ export class Janitor {
     // However slow it is, a running workflow ends its turn itself.
     if (run?.isRunning) return;
     if (run === null) {
+      if (turn.deadlineAt.getTime() < Date.now()) return this.#end(turn, expired);
       log.info({ turn: turn.id }, "starting a turn that Temporal does not know");
       // One that Temporal refuses must not keep the others from being looked after.
       await engine.startTurn(turn).catch((error: unknown) => {
@@ -123,7 +127,7 @@ export class Janitor {
     await this.#end(turn, { status: "failed", failure: failure("workflow_gone") });
   }
 
-  async #end(turn: Turn, ending: Parameters<typeof endTurn>[2]): Promise<void> {
+  async #end(turn: Turn, ending: Ending): Promise<void> {
     const ended = await endTurn(this.#parts.database, turn, ending, { ifRunId: turn.runId });
     if (ended.outcome !== "ended") return;
     this.#parts.announce(turn.id, ended.events);

@@ -21,7 +21,9 @@ const signalTimeoutMs = 10_000;
 
 const pythonSdk = await installPythonTemporal();
 const pythonSkip =
-  typeof pythonSdk === "string" ? "" : ` (skipped: no Temporal SDK for Python: ${pythonSdk.missing})`;
+  typeof pythonSdk === "string"
+    ? ""
+    : ` (skipped: no Temporal SDK for Python: ${pythonSdk.missing})`;
 
 describeWith(["postgres", "temporal"], "a turn that is started in Temporal", () => {
   let deployment: Deployment;
@@ -41,8 +43,11 @@ describeWith(["postgres", "temporal"], "a turn that is started in Temporal", () 
   });
 
   afterEach(() => {
-    deployment.simulator.assertConsumed();
-    deployment.simulator.reset();
+    try {
+      deployment.simulator.assertConsumed();
+    } finally {
+      deployment.simulator.reset();
+    }
   });
 
   function startDirectly(argument: unknown, workflowId = newId("turn")): Promise<WorkflowHandle> {
@@ -78,19 +83,26 @@ describeWith(["postgres", "temporal"], "a turn that is started in Temporal", () 
     return { conversation, turn, open: pause.open };
   }
 
-  test.skipIf(pythonSkip !== "")(`by the Python of the docs can be read afterwards${pythonSkip}`, async () => {
-    deployment.simulator.script(text("A workflow is code that lasts."));
-    const page = await readFile(new URL("../docs/direct-start.md", import.meta.url), "utf8");
-    const code = /```python\n([^]*?)```/.exec(page)?.[1] ?? "";
-    const id = newId("turn");
-    const { address } = sharedTemporal();
-    const printed = await runPython(pythonSdk as string, code, [address, deployment.taskQueue, id]);
-    expect(printed.trim()).toBe("completed");
-    const turn = await ended(await deployment.turnkeeper.turns.get(id));
-    expect(turn).toMatchObject({ status: "completed", text: "A workflow is code that lasts." });
-    const asked = deployment.simulator.requests[0]?.body;
-    expect(asked).toMatchObject({ model: "gpt-test", input: [{ role: "user" }] });
-  });
+  test.skipIf(pythonSkip !== "")(
+    `by the Python of the docs can be read afterwards${pythonSkip}`,
+    async () => {
+      deployment.simulator.script(text("A workflow is code that lasts."));
+      const page = await readFile(new URL("../docs/direct-start.md", import.meta.url), "utf8");
+      const code = /```python\n([^]*?)```/.exec(page)?.[1] ?? "";
+      const id = newId("turn");
+      const { address } = sharedTemporal();
+      const printed = await runPython(pythonSdk as string, code, [
+        address,
+        deployment.taskQueue,
+        id,
+      ]);
+      expect(printed.trim()).toBe("completed");
+      const turn = await ended(await deployment.turnkeeper.turns.get(id));
+      expect(turn).toMatchObject({ status: "completed", text: "A workflow is code that lasts." });
+      const asked = deployment.simulator.requests[0]?.body;
+      expect(asked).toMatchObject({ model: "gpt-test", input: [{ role: "user" }] });
+    },
+  );
 
   test("returns its status, and is the turn of its workflow's id", async () => {
     deployment.simulator.script(text("Hello."));
@@ -150,7 +162,10 @@ describeWith(["postgres", "temporal"], "a turn that is started in Temporal", () 
     const { simulator, turnkeeper } = deployment;
     const workflow = await startDirectly({ request: { input: "Second", conversation } });
     await untilStatus(workflow, "queued");
-    const next = await turnkeeper.turns.start({ input: "Third", conversation }, { whenBusy: "queue" });
+    const next = await turnkeeper.turns.start(
+      { input: "Third", conversation },
+      { whenBusy: "queue" },
+    );
     await workflow.terminate("by hand");
     simulator.script(text("Third answer."));
     open();
@@ -201,7 +216,10 @@ describeWith(["postgres", "temporal"], "a turn that is started in Temporal", () 
   });
 
   test("with a workflow id that can be no turn's id is refused", async () => {
-    const workflow = await startDirectly({ request: { input: "Hi" } }, `not/an id ${newId("turn")}`);
+    const workflow = await startDirectly(
+      { request: { input: "Hi" } },
+      `not/an id ${newId("turn")}`,
+    );
     expect(await failureOf(workflow)).toMatchObject({ type: "invalid_value" });
   });
 

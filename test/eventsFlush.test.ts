@@ -56,7 +56,7 @@ async function follow(
   isDone: () => boolean,
 ): Promise<Map<string, number>> {
   const seen = new Map(turns.map((turn) => [turn.id, -1]));
-  for (let isLast = false; !isLast; ) {
+  for (let isLast = false; !isLast;) {
     isLast = isDone();
     const cursors = turns.map((turn) => ({ ...turn, after: seen.get(turn.id) ?? -1 }));
     for (const [turnId, events] of await readEventsAfter(database, cursors, 1_000)) {
@@ -74,11 +74,18 @@ describeOnPostgres("[6] flushes of many turns by processes of their own", (open)
     const { database, url } = open;
     const turns: Turn[] = [];
     for (let at = 0; at < turnCount; at++) turns.push(await withTwoTools(database));
-    const processes = [openPostgres({ url }), openPostgres({ url }), openPostgres({ url })] as const;
+    const processes = [
+      openPostgres({ url }),
+      openPostgres({ url }),
+      openPostgres({ url }),
+    ] as const;
     const [first, second, reader] = processes;
     let writing = 2;
     const writers = [
-      write(first, turns.map((turn) => fence(turn, { step: 2 }))),
+      write(
+        first,
+        turns.map((turn) => fence(turn, { step: 2 })),
+      ),
       write(second, turns.map((turn) => fence(turn, { step: 3 })).reverse()),
     ].map((each) => each.finally(() => (writing -= 1)));
     const following = follow(reader, turns, () => writing === 0);

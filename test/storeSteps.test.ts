@@ -4,6 +4,12 @@ import type { Database } from "../src/store/database.ts";
 import { endTurn } from "../src/store/endings.ts";
 import { flushEvents } from "../src/store/eventLog.ts";
 import type { FlushOutcome } from "../src/store/eventLog.ts";
+import {
+  abandonHeadStart,
+  adoptHeadStart,
+  headStartRunId,
+  markHeadStartsAlive,
+} from "../src/store/headStarts.ts";
 import { readModelCalls } from "../src/store/modelCalls.ts";
 import { Replaced, storeStep } from "../src/store/steps.ts";
 import type { CurrentRun, Fence } from "../src/store/steps.ts";
@@ -75,7 +81,7 @@ describeOnBoth("[3] a claim", (open) => {
     const { database } = open;
     const turn = await admit(database);
     const first = await claimed(database, fence(turn));
-    expect(first).toMatchObject({ firstOutputIndex: 0, wasRunning: false, call: null });
+    expect(first).toMatchObject({ firstOutputIndex: 0, wasRunning: false, call: null, shownIds: [] });
     expect(first.turn).toMatchObject({ status: "running", runId: "run-1" });
     const ledger = await readModelCalls(database, "default", turn.id);
     expect(ledger).toMatchObject([{ step: 1, attempt: 1, outcome: "open", certainty: "unknown" }]);
@@ -117,7 +123,8 @@ describeOnBoth("[3] a claim", (open) => {
     const entry = { ...fence(turn), flush: 1, bodies: events.map(eventBody), nextOutputIndex: 1 };
     await flushEvents(database, [entry]);
     const next = await claimed(database, fence(turn, { attempt: 2 }));
-    expect(next).toMatchObject({ wasRunning: true, firstOutputIndex: 1 });
+    // The provider may give the same ids again.
+    expect(next).toMatchObject({ wasRunning: true, firstOutputIndex: 1, shownIds: [item.id] });
     const ledger = await readModelCalls(database, "default", turn.id);
     expect(ledger.map((call) => call.outcome)).toEqual(["wasted", "open"]);
     const closed = (await recordedEvents(database, turn)).at(-1);
@@ -215,6 +222,56 @@ describeOnBoth("[3] a claim", (open) => {
       kind: "tool",
     });
     expect(other).toMatchObject({ wasRunning: true, call: { callId: "b" } });
+  });
+});
+
+describeOnBoth("[3] a head start", (open) => {
+  async function begun(database: Database): Promise<{ turn: Turn; by: Fence }> {
+    const turn = await admit(database);
+    const by = fence(turn, { runId: headStartRunId() });
+    await claimed(database, by);
+    return { turn, by };
+  }
+  const took = { currentRun: currentIs("run-1") };
+
+  test("is left alone while its owner is seen, and taken over once it is not", async () => {
+    const { database } = open;
+    const { turn, by } = await begun(database);
+    expect(await claim(database, fence(turn))).toEqual({ outcome: "head_started" });
+    expect(await flush(database, by, 1, ["a"])).toBe("stored");
+    await database.query(
+      "UPDATE steps SET seen_at = now() - interval '1 hour' WHERE turn_id = $1",
+      [turn.id],
+    );
+    await markHeadStartsAlive(database, [turn.id]);
+    expect(await claim(database, fence(turn), took)).toEqual({ outcome: "head_started" });
+    await database.query(
+      "UPDATE steps SET seen_at = now() - interval '1 hour' WHERE turn_id = $1",
+      [turn.id],
+    );
+    const taken = await claimed(database, fence(turn), took);
+    expect(taken.wasRunning).toBe(true);
+    expect(await flush(database, by, 2, ["late"])).toBe("fenced");
+    const store = storeStep(database, turn, by, result([]), null);
+    await expect(store).rejects.toBeInstanceOf(Replaced);
+    await adoptHeadStart(database, by, "run-2");
+    expect(await runOf(database, turn)).toBe("run-1");
+    expect(await marksOf(database, turn)).toEqual(["a"]);
+  });
+
+  test("that gave up is taken over at once; one that was adopted writes to its end", async () => {
+    const { database } = open;
+    const given = await begun(database);
+    await abandonHeadStart(database, given.by);
+    expect((await claimed(database, fence(given.turn), took)).wasRunning).toBe(true);
+    expect(await flush(database, given.by, 1, ["late"])).toBe("fenced");
+    const { turn, by } = await begun(database);
+    await adoptHeadStart(database, by, "run-1");
+    expect(await runOf(database, turn)).toBe("run-1");
+    expect(await flush(database, by, 1, ["a"])).toBe("stored");
+    const last = { fence: by, result: result([message("Hello")]), modelCall: null };
+    const ended = await endTurn(database, turn, { status: "completed" }, { lastStep: last });
+    expect(ended.outcome).toBe("ended");
   });
 });
 

@@ -53,8 +53,11 @@ describeWith(["postgres", "temporal"], "a turn that is cancelled", () => {
   });
 
   afterEach(() => {
-    deployment.simulator.assertConsumed();
-    deployment.simulator.reset();
+    try {
+      deployment.simulator.assertConsumed();
+    } finally {
+      deployment.simulator.reset();
+    }
     seen = { called: Promise.withResolvers(), aborted: Promise.withResolvers() };
   });
 

@@ -72,8 +72,11 @@ describeWith(["postgres", "temporal"], "the history of a turn", () => {
   });
 
   afterEach(() => {
-    deployment.simulator.assertConsumed();
-    deployment.simulator.reset();
+    try {
+      deployment.simulator.assertConsumed();
+    } finally {
+      deployment.simulator.reset();
+    }
   });
 
   /** Enough for a second run. */

@@ -40,8 +40,11 @@ describeWith(["postgres", "temporal"], "turns of one conversation", () => {
   afterAll(() => deployment.close());
 
   afterEach(() => {
-    deployment.simulator.assertConsumed();
-    deployment.simulator.reset();
+    try {
+      deployment.simulator.assertConsumed();
+    } finally {
+      deployment.simulator.reset();
+    }
   });
 
   async function newConversation(): Promise<void> {

@@ -1,6 +1,6 @@
 import { afterAll, afterEach, beforeAll, expect, test } from "vitest";
 import type { TurnHandle } from "../src/client.ts";
-import { calls, join, text } from "../src/simulator/server.ts";
+import { calls, fault, join, text } from "../src/simulator/server.ts";
 import type { SimulatedRequest } from "../src/simulator/server.ts";
 import { readHistory } from "../src/store/conversations.ts";
 import { defineTool } from "../src/tools/defineTool.ts";
@@ -116,8 +116,11 @@ describeWith(["postgres", "temporal"], "a turn with tools", () => {
   afterAll(() => deployment.close());
 
   afterEach(() => {
-    deployment.simulator.assertConsumed();
-    deployment.simulator.reset();
+    try {
+      deployment.simulator.assertConsumed();
+    } finally {
+      deployment.simulator.reset();
+    }
   });
 
   function start(input: string, more: object = {}): Promise<TurnHandle> {
@@ -283,6 +286,25 @@ describeWith(["postgres", "temporal"], "a turn with tools", () => {
     simulator.script(text("Done."));
     expect(await ended(await next(both))).toMatchObject({ status: "completed", text: "Done." });
     expectPrefixesAndPairs();
+  });
+
+  test("waits for the client too where the client's call is of another type", async () => {
+    const { simulator } = deployment;
+    const item = { id: "ctc_1", type: "custom_tool_call", call_id: "call_custom", name: "grep" };
+    const frames = ["added", "done"].map((end) => {
+      const type = `response.output_item.${end}`;
+      const event = { type, output_index: 7, item: { ...item, input: end === "done" ? "x" : "" } };
+      return `event: ${type}\ndata: ${JSON.stringify(event)}\n\n`;
+    });
+    const asks = calls([{ name: "add", arguments: { a: 2, b: 3 } }]);
+    simulator.script(fault.inject(1, frames.join(""), asks));
+    const turn = await ended(await start("Find", { tools: [{ type: "custom", name: "grep" }] }));
+    expect(turn.status).toBe("completed");
+    expect(simulator.bill).toHaveLength(1);
+    expect(turn.response.output).toMatchObject([
+      { type: "mcp_call", output: '{"sum":5}' },
+      { type: "custom_tool_call", call_id: "call_custom", input: "x" },
+    ]);
   });
 
   test("leaves calls of the client's tools alone where the agent has none of its own", async () => {

@@ -13,9 +13,9 @@ import { isTerminalEvent } from "../turn/events.ts";
 import type { TurnEvent } from "../turn/events.ts";
 import { failure, failureRules, StepFailure } from "../turn/failures.ts";
 import type { Failure } from "../turn/failures.ts";
-import { isFunctionCall } from "../turn/items.ts";
 import type { Turn } from "../turn/turn.ts";
 import type { StepVerdict } from "../turn/verdict.ts";
+import { asksClient, serverCalls } from "./callOwners.ts";
 import { finishStep } from "./finishStep.ts";
 import { finishTurn } from "./finishTurn.ts";
 import type { HeadStarts } from "./headStarts.ts";
@@ -151,7 +151,7 @@ async function streamModel(
   const translator = new ModelStreamTranslator({
     firstOutputIndex: step.claim.firstOutputIndex,
     isServerCall: serverCalls(agent, turn),
-    usedIds: next.usedIds,
+    usedIds: [...next.usedIds, ...step.claim.shownIds],
   });
   const put = (event: TurnEvent) => writer.append(event, translator.nextOutputIndex);
   const meter = new OutputMeter(next.writtenBytes);
@@ -177,21 +177,6 @@ async function streamModel(
   const { events, output } = translator.finish(finalItems);
   for (const event of events) await put(event);
   return { output, end: providerEnd(last.type, response) };
-}
-
-/**
- * Which calls Turnkeeper answers: those of the agent's tools, and those of tools that nobody has,
- * which go back to the model as an error. Definitions that a provider loads by itself
- * (`tool_search`, `namespace`) have names that no list here knows; their calls are the client's.
- */
-function serverCalls(agent: Agent, turn: Turn): (item: Record<string, unknown>) => boolean {
-  const tools = turn.request.tools as { type: string; name?: string }[];
-  const clients = new Set(tools.flatMap((tool) => (tool.type === "function" ? [tool.name] : [])));
-  const loads = tools.some((tool) => tool.type === "tool_search" || tool.type === "namespace");
-  return (item) => {
-    const name = String(item["name"]);
-    return agent.tools.includes(name) || !(clients.has(name) || loads);
-  };
 }
 
 function providerEnd(type: string, response: Record<string, unknown>): ProviderEnd {
@@ -229,11 +214,14 @@ async function finishModelStep(
     output.calls.length > turn.limits.maxCallsPerStep ||
     (output.calls.length > 0 && stepsAfter >= turn.limits.maxSteps);
   const goesOn = end.status === "completed" && output.calls.length > 0 && !isOverLimit;
-  const asksClient = output.output.some((entry) => isFunctionCall(entry.item as never));
   // The model may have written anything for a name; history and columns get those that are known.
   const nameOf = (name: string) => step.parts.tools.get(name)?.name ?? "unknown tool";
   const verdict: StepVerdict = goesOn
-    ? { next: "tools", tools: output.calls.map((call) => nameOf(call.name)), thenEnd: asksClient }
+    ? {
+        next: "tools",
+        tools: output.calls.map((call) => nameOf(call.name)),
+        thenEnd: asksClient(output),
+      }
     : { next: "end", status: isOverLimit ? "incomplete" : end.status };
   const result: StepResult = {
     verdict,

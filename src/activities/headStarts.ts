@@ -1,4 +1,4 @@
-import type { Logger } from "pino";
+import { ApplicationFailure } from "@temporalio/activity";
 import {
   abandonHeadStart,
   adoptHeadStart,
@@ -11,6 +11,9 @@ import type { Turn } from "../turn/turn.ts";
 import type { StepVerdict } from "../turn/verdict.ts";
 import { runClaimedModelStep } from "./callModel.ts";
 import type { Parts } from "./parts.ts";
+
+/** The attempt that joins a head start comes well within this time, or to another worker. */
+const keepFailureMs = 15_000;
 
 /** Other workers leave a head start alone while its owner has been seen within `headStartStaleMs`. */
 const markAliveEveryMs = 1_000;
@@ -45,9 +48,13 @@ export class HeadStarts {
     if (this.#isClosing || this.#running.size >= this.#maxRunning) return;
     const fence = { turnId: turn.id, step: 1, runId: headStartRunId(), attempt: 1 };
     const takenBack = new AbortController();
-    const verdict = this.#run(fence, takenBack.signal).finally(() => this.#running.delete(turn.id));
-    verdict.catch((error: unknown) => this.#abandon(fence, error, this.#parts.log));
-    this.#running.set(turn.id, { fence, takenBack, verdict });
+    const verdict = this.#run(fence, takenBack.signal);
+    const headStart = { fence, takenBack, verdict };
+    this.#running.set(turn.id, headStart);
+    verdict.then(
+      () => this.#running.delete(turn.id),
+      (error: unknown) => this.#fail(headStart, error),
+    );
     this.#timer ??= setInterval(() => this.#markAlive(), markAliveEveryMs);
   }
 
@@ -62,8 +69,12 @@ export class HeadStarts {
     cancellationSignal.addEventListener("abort", takeBack);
     if (cancellationSignal.aborted) takeBack();
     const adopted = adoptHeadStart(this.#parts.database, running.fence, fence.runId);
-    const [verdict] = await Promise.all([running.verdict, adopted]);
-    return verdict;
+    try {
+      const [verdict] = await Promise.all([running.verdict, adopted]);
+      return verdict;
+    } finally {
+      this.#running.delete(fence.turnId);
+    }
   }
 
   /** Lets what runs end, for `graceMs`; the rest is handed over to the workflow's activity. */
@@ -86,10 +97,15 @@ export class HeadStarts {
     return runClaimedModelStep(this.#parts, fence, claimed, takenBack);
   }
 
-  /** The activity's next attempt need not wait until the owner looks dead. */
-  #abandon(fence: Fence, cause: unknown, log: Logger): void {
+  #fail({ fence }: HeadStart, cause: unknown): void {
+    const { database, log } = this.#parts;
     log.info({ turn: fence.turnId, reason: String(cause) }, "a head start ended without its step");
-    abandonHeadStart(this.#parts.database, fence).catch(() => {});
+    // The activity's next attempt need not wait until the owner looks dead.
+    abandonHeadStart(database, fence).catch(() => {});
+    const forget = () => this.#running.delete(fence.turnId);
+    // The attempt that comes to join still has to hear how long the provider asks to wait.
+    if (cause instanceof ApplicationFailure) setTimeout(forget, keepFailureMs).unref();
+    else forget();
   }
 
   #markAlive(): void {

@@ -83,7 +83,8 @@ export function retryLater(failureClass: string, delayMs?: number): ApplicationF
   const retry = ApplicationFailure.create({
     message: failureClass,
     type: failureClass,
-    ...(delayMs === undefined ? {} : { nextRetryDelay: delayMs }),
+    // Temporal (server 1.29) takes a delay of 0 for "do not retry".
+    ...(delayMs === undefined ? {} : { nextRetryDelay: Math.max(1, delayMs) }),
   });
   retry.stack = "";
   return retry;

@@ -68,6 +68,8 @@ export class EventWriter {
   #writing: Promise<void> | null = null;
   #timer: NodeJS.Timeout | null = null;
   #tickMs: number;
+  /** Somebody waits for the write after the one under way. */
+  #isUrgent = false;
 
   constructor(
     database: Database,
@@ -129,7 +131,10 @@ export class EventWriter {
   }
 
   #schedule(inMs: number): void {
-    if (this.#writing !== null) return;
+    if (this.#writing !== null) {
+      this.#isUrgent ||= inMs === 0;
+      return;
+    }
     if (this.#timer !== null) {
       if (inMs > 0) return;
       clearTimeout(this.#timer);
@@ -151,7 +156,9 @@ export class EventWriter {
         this.#tickMs = Math.min(maxTickMs, Math.max(tickMs, tookMs * 2));
         this.#writing = null;
         for (const step of this.#steps) this.#wake(step);
-        if ([...this.#steps].some((step) => hasWork(step))) this.#schedule(this.#tickMs);
+        const inMs = this.#isUrgent ? 0 : this.#tickMs;
+        this.#isUrgent = false;
+        if ([...this.#steps].some((step) => hasWork(step))) this.#schedule(inMs);
       });
   }
 

@@ -59,6 +59,19 @@ export async function readAllEvents(queryable: Queryable, turn: EventKey): Promi
   return rows.map((row) => parseEvent({ sequenceNumber: row.sequence_number, body: row.body }));
 }
 
+/** Ids and call ids of all items that a turn's stream has announced, abandoned ones among them. */
+export async function readShownIds(queryable: Queryable, turn: EventKey): Promise<string[]> {
+  const rows = await queryable.query<{ body: string }>(
+    `SELECT body FROM turn_events
+     WHERE admitted_on = $1 AND turn_id = $2 AND starts_with(body, $3)`,
+    [turn.admittedOn, turn.id, '{"type":"response.output_item.added"'],
+  );
+  return rows.flatMap(({ body }) => {
+    const { item } = JSON.parse(body) as { item: { id?: unknown; call_id?: unknown } };
+    return [item.id, item.call_id].filter((id) => typeof id === "string");
+  });
+}
+
 /** The number of the last event that was ever recorded of a turn; -1 for none. */
 export async function readLastNumber(queryable: Queryable, turnId: string): Promise<number> {
   const [row] = await queryable.query<{ next_sequence_number: number }>(

@@ -9,6 +9,11 @@ export interface PostgresSettings {
   connectTimeoutMs: number;
   statementTimeoutMs: number;
   idleTransactionTimeoutMs: number;
+  /**
+   * A connection that owes an answer for this long is given up. Longer than `statementTimeoutMs`,
+   * which the server keeps: this one is for a server that is gone without a word.
+   */
+  answerTimeoutMs: number;
 }
 
 export const defaultPostgresSettings: Omit<PostgresSettings, "url"> = {
@@ -16,6 +21,7 @@ export const defaultPostgresSettings: Omit<PostgresSettings, "url"> = {
   connectTimeoutMs: 5_000,
   statementTimeoutMs: 15_000,
   idleTransactionTimeoutMs: 2_000,
+  answerTimeoutMs: 20_000,
 };
 
 const listenRetryMs = 500;
@@ -86,6 +92,7 @@ class PostgresDatabase implements Database {
     const shared = {
       connectionString: settings.url,
       connectionTimeoutMillis: settings.connectTimeoutMs,
+      query_timeout: settings.answerTimeoutMs,
       keepAlive: true,
       application_name: "turnkeeper",
       // Statements go out without waiting for the answers of those before them.

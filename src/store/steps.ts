@@ -7,7 +7,7 @@ import { isTerminal } from "../turn/turn.ts";
 import type { Turn } from "../turn/turn.ts";
 import type { StepVerdict, ToolCall } from "../turn/verdict.ts";
 import type { Database, Queryable, Transaction } from "./database.ts";
-import { appendEvents, readAllEvents } from "./eventLog.ts";
+import { appendEvents, readAllEvents, readShownIds } from "./eventLog.ts";
 import { isHeadStart, isHeadStartAlive } from "./headStarts.ts";
 import { closeModelCall, findOpenModelCall, openModelCall, wasteOpenCalls } from "./modelCalls.ts";
 import type { ModelCallEnd } from "./modelCalls.ts";
@@ -31,6 +31,8 @@ export type Claim =
       turn: Turn;
       /** The first free place of the response's output. */
       firstOutputIndex: number;
+      /** Ids and call ids that the turn's stream has shown; a model step must not show them again. */
+      shownIds: string[];
       /** An earlier attempt had begun, so what it did is unknown [8]. */
       wasRunning: boolean;
       /** The call of a tool step. */
@@ -168,12 +170,14 @@ async function claimInside(
   if (kind === "model" && wasRunning) {
     events.push(...(await abandonPreviousAttempt(tx, turn, fence.step)));
   }
+  const hasShown = kind === "model" && firstOutputIndex > 0;
   const opened = isResent ? await findOpenModelCall(tx, fence) : null;
   const modelCallId = kind === "model" ? (opened ?? openModelCall(tx, turn, fence)) : null;
   return {
     outcome: "claimed",
     turn,
     firstOutputIndex,
+    shownIds: hasShown ? await readShownIds(tx, turn) : [],
     wasRunning,
     call: before?.call ? (JSON.parse(before.call) as ToolCall) : null,
     modelCallId,

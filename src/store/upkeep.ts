@@ -70,11 +70,12 @@ export async function makePartitions(database: Database, daysAhead: number): Pro
     `SELECT 'turn_events_' || to_char(day, 'YYYYMMDD') AS name, day::date AS day
      FROM generate_series((now() AT TIME ZONE 'UTC')::date,
        (now() AT TIME ZONE 'UTC')::date + $1::int, interval '1 day') AS day
-     WHERE to_regclass('turn_events_' || to_char(day, 'YYYYMMDD')) IS NULL`,
+     WHERE to_regclass('turn_events_' || to_char(day, 'YYYYMMDD')) IS NULL
+       AND NOT EXISTS (SELECT FROM turn_events_default WHERE admitted_on = day::date)`,
     [daysAhead],
   );
   for (const { name, day } of rows) {
-    // A day whose events already lie in the default partition keeps them there.
+    // A day whose events lie in the default partition keeps them there; trying would lock them all.
     await database
       .query(
         `CREATE TABLE IF NOT EXISTS ${name} PARTITION OF turn_events

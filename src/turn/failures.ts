@@ -241,9 +241,7 @@ export const refusalRules = {
   conversation_busy: { httpStatus: 409, type: "conflict_error" },
   queue_full: { httpStatus: 429, type: "rate_limit_error" },
   stream_expired: { httpStatus: 400, type: "invalid_request_error" },
-  not_cancellable: { httpStatus: 400, type: "invalid_request_error" },
   store_unavailable: { httpStatus: 503, type: "server_error" },
-  engine_unavailable: { httpStatus: 503, type: "server_error" },
   gateway_closing: { httpStatus: 503, type: "server_error" },
 } as const;
 

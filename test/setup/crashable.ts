@@ -16,31 +16,44 @@ export interface Crashable {
   simulator: Simulator;
   turnkeeper: Turnkeeper;
   temporal: Client;
+  workerOptions: WorkerProcessOptions;
   startWorker(options?: Partial<WorkerProcessOptions>): Promise<WorkerProcess>;
   close(): Promise<void>;
 }
 
-export async function startCrashable(): Promise<Crashable> {
-  const { url } = await createTestDatabase();
+/**
+ * @param own servers that the test may stop; the shared ones by default.
+ */
+export async function startCrashable(
+  own: { databaseUrl?: string; temporalAddress?: string } = {},
+): Promise<Crashable> {
+  const url = own.databaseUrl ?? (await createTestDatabase()).url;
+  const temporalAddress = own.temporalAddress ?? sharedTemporal().address;
   const taskQueue = uniqueTaskQueue();
   const simulator = await startSimulator({ mode: "scripted" });
   const turnkeeper = await Turnkeeper.connect({
     databaseUrl: url,
-    temporalAddress: sharedTemporal().address,
+    temporalAddress,
     taskQueue,
   });
   const database = openPostgres({ url });
-  const { connection, client } = connectLazily({ address: sharedTemporal().address });
+  const { connection, client } = connectLazily({ address: temporalAddress });
   const workers = new Set<WorkerProcess>();
   return {
     database,
     simulator,
     turnkeeper,
     temporal: client,
+    workerOptions: {
+      databaseUrl: url,
+      temporalAddress,
+      taskQueue,
+      openaiBaseUrl: simulator.baseUrl,
+    },
     async startWorker(options = {}) {
       const worker = await startWorkerProcess({
         databaseUrl: url,
-        temporalAddress: sharedTemporal().address,
+        temporalAddress,
         taskQueue,
         openaiBaseUrl: simulator.baseUrl,
         ...options,

@@ -30,12 +30,16 @@ export interface DeploymentOptions {
   agents?: Agent[];
   tools?: Tool[];
   janitor?: Partial<JanitorSettings>;
+  /** A migrated database of the test's own. */
+  databaseUrl?: string;
+  /** Turns begin before Temporal knows of them, as in `turnkeeper dev`. */
+  headStart?: boolean;
   /** A model server other than the simulator. */
   openaiBaseUrl?: string;
 }
 
 export async function deploy(options: DeploymentOptions = {}): Promise<Deployment> {
-  const { url } = await createTestDatabase();
+  const url = options.databaseUrl ?? (await createTestDatabase()).url;
   const taskQueue = uniqueTaskQueue();
   const simulator = await startSimulator({ mode: "scripted" });
   const database = openPostgres({ url });
@@ -63,7 +67,11 @@ export async function deploy(options: DeploymentOptions = {}): Promise<Deploymen
     ...(options.janitor === undefined ? {} : { janitor: options.janitor }),
   });
   const running = worker.run();
-  const turnkeeper = new Turnkeeper({ database, hub, engine: worker.engine }, "default");
+  const { engine, headStart } = worker;
+  const turnkeeper = new Turnkeeper(
+    { database, hub, engine, ...(options.headStart ? { headStart } : {}) },
+    "default",
+  );
   return {
     database,
     databaseUrl: url,

@@ -16,6 +16,8 @@ export interface WorkerProcessOptions {
 
 /** A `turnkeeper worker` in a process of its own, to be killed. */
 export interface WorkerProcess {
+  /** Waits until a line of its log has this part. */
+  said(part: string): Promise<void>;
   signal(signal: NodeJS.Signals): void;
   /** Kills without a chance to clean up, and waits until the process is gone. */
   kill(): Promise<void>;
@@ -28,8 +30,15 @@ process.on("exit", () => {
   for (const child of living) child.kill("SIGKILL");
 });
 
-/** Starts a worker and waits until it runs. */
-export async function startWorkerProcess(options: WorkerProcessOptions): Promise<WorkerProcess> {
+/**
+ * Starts a worker and waits until it has said `message`.
+ *
+ * @param message a part of a line of its log; by default the one that it runs.
+ */
+export async function startWorkerProcess(
+  options: WorkerProcessOptions,
+  message = "worker started",
+): Promise<WorkerProcess> {
   const child = spawn(process.execPath, [cli, "worker"], {
     env: {
       PATH: process.env["PATH"],
@@ -51,18 +60,22 @@ export async function startWorkerProcess(options: WorkerProcessOptions): Promise
     return code as number | null;
   });
   const lines: string[] = [];
-  const started = new Promise<void>((resolve) => {
-    createInterface({ input: child.stderr }).on("line", (line) => {
-      lines.push(line);
-      if (line.includes("worker started")) resolve();
+  const output = createInterface({ input: child.stderr });
+  output.on("line", (line) => lines.push(line));
+  const said = (part: string) =>
+    new Promise<void>((resolve, reject) => {
+      const look = () => {
+        if (lines.some((line) => line.includes(part))) resolve();
+      };
+      output.on("line", look);
+      look();
+      void exited.then((code) =>
+        reject(new Error(`The worker ended with ${code} before '${part}':\n${lines.join("\n")}`)),
+      );
     });
-  });
-  const failed = exited.then((code) => {
-    throw new Error(`The worker ended with ${code} before it ran:\n${lines.join("\n")}`);
-  });
-  failed.catch(() => {});
-  await Promise.race([started, failed]);
+  await said(message);
   return {
+    said,
     signal: (signal) => void child.kill(signal),
     async kill() {
       child.kill("SIGKILL");

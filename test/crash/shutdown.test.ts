@@ -1,0 +1,46 @@
+import { afterEach, beforeEach, expect, test } from "vitest";
+import { gate, text } from "../../src/simulator/server.ts";
+import { startCrashable } from "../setup/crashable.ts";
+import type { Crashable } from "../setup/crashable.ts";
+import { describeWith } from "../setup/servers.ts";
+
+const answer = { deltas: ["One", " two", " three"] };
+
+describeWith(["postgres", "temporal"], "a worker that gets SIGTERM", () => {
+  let parts: Crashable;
+
+  beforeEach(async () => {
+    parts = await startCrashable();
+  });
+
+  afterEach(() => parts.close());
+
+  test("lets a running call end within its grace, and exits with 0", async () => {
+    const pause = gate(2);
+    parts.simulator.script(text("", { ...answer, pauseAfter: pause }));
+    const worker = await parts.startWorker();
+    const turn = await parts.turnkeeper.turns.start({ input: "Count" });
+    await pause.reached;
+    const stopped = worker.stop();
+    pause.open();
+    expect(await stopped).toBe(0);
+    expect(await turn.result()).toMatchObject({ status: "completed", text: "One two three" });
+    expect(parts.simulator.bill).toHaveLength(1);
+  });
+
+  test("hands a call that outlasts its grace over to another worker, and exits with 0", async () => {
+    const pause = gate(2);
+    parts.simulator.script(text("", { ...answer, pauseAfter: pause }), text("", answer));
+    const environment = { TURNKEEPER_SHUTDOWN_GRACE_MS: "300" };
+    const worker = await parts.startWorker({ environment });
+    const turn = await parts.turnkeeper.turns.start({ input: "Count" });
+    await pause.reached;
+    const stopped = worker.stop();
+    await parts.simulator.waitFor("aborted");
+    expect(await stopped).toBe(0);
+    await parts.startWorker();
+    expect(await turn.result()).toMatchObject({ status: "completed", text: "One two three" });
+    const events = await Array.fromAsync(turn.events());
+    expect(events.map((event) => event.sequence_number)).toEqual(events.map((_, at) => at));
+  });
+});

@@ -1,0 +1,224 @@
+import { randomUUID } from "node:crypto";
+import type { Client } from "@temporalio/client";
+import { pino } from "pino";
+import { afterAll, afterEach, beforeAll, expect, test } from "vitest";
+import type { TurnHandle } from "../src/client.ts";
+import { openModelEndpoint } from "../src/responses/call.ts";
+import { calls, fault, gate, text } from "../src/simulator/server.ts";
+import { registerAgents } from "../src/store/agents.ts";
+import { readModelCalls } from "../src/store/modelCalls.ts";
+import { connectLazily, connectNatively } from "../src/temporal.ts";
+import { defineTool } from "../src/tools/defineTool.ts";
+import { defineAgent } from "../src/turn/agent.ts";
+import { createWorker } from "../src/worker.ts";
+import { deploy } from "./setup/deployment.ts";
+import type { Deployment } from "./setup/deployment.ts";
+import { describeWith, sharedTemporal } from "./setup/servers.ts";
+import { ended } from "./setup/turnStream.ts";
+
+const answer = "A whole answer.";
+
+/** A handler's call that waits until the test lets it go on. */
+function newVisit() {
+  return { count: 0, entered: Promise.withResolvers<void>(), leave: Promise.withResolvers<void>() };
+}
+let visit = newVisit();
+
+const visitTool = (name: string, repeatable: boolean) =>
+  defineTool({
+    name,
+    description: "Waits.",
+    parameters: { type: "object", properties: {} },
+    repeatable,
+    async handler() {
+      visit.count += 1;
+      visit.entered.resolve();
+      await visit.leave.promise;
+      return `visit ${visit.count}`;
+    },
+  });
+
+const later = defineTool({
+  name: "later",
+  description: "Only new workers have it.",
+  parameters: { type: "object", properties: {} },
+  handler: () => "from the new worker",
+});
+
+describeWith(["postgres", "temporal"], "a step that is taken over", () => {
+  let deployment: Deployment;
+  let temporal: Client;
+  let disconnect: () => Promise<void>;
+
+  beforeAll(async () => {
+    const tools = ["pay", "look"];
+    deployment = await deploy({
+      tools: [visitTool("pay", false), visitTool("look", true)],
+      agents: [defineAgent({ name: "default", model: "gpt-test", tools })],
+    });
+    const lazily = connectLazily({ address: sharedTemporal().address });
+    temporal = lazily.client;
+    disconnect = () => lazily.connection.close();
+  });
+
+  afterAll(async () => {
+    await disconnect();
+    await deployment.close();
+  });
+
+  afterEach(() => {
+    visit = newVisit();
+    try {
+      deployment.simulator.assertConsumed();
+    } finally {
+      deployment.simulator.reset();
+    }
+  });
+
+  const start = (model = "default"): Promise<TurnHandle> =>
+    deployment.turnkeeper.turns.start({ input: "Hi", model });
+
+  /** The step's row as it is when a later attempt has claimed the step. */
+  async function replaceAttempt(turn: TurnHandle, step: number): Promise<void> {
+    await deployment.database.query(
+      "UPDATE steps SET attempt = 2, token = '' WHERE turn_id = $1 AND number = $2",
+      [turn.id, step],
+    );
+  }
+
+  async function outcomes(turn: TurnHandle): Promise<string[]> {
+    const ledger = await readModelCalls(deployment.database, "default", turn.id);
+    return ledger.map((call) => call.outcome);
+  }
+
+  test("is not ended by the failure of the attempt that was replaced", async () => {
+    const { simulator } = deployment;
+    const release = Promise.withResolvers<void>();
+    const refuse = async () => {
+      await release.promise;
+      return fault.quota();
+    };
+    simulator.script(refuse, text(answer));
+    const turn = await start();
+    await simulator.waitFor("request");
+    await replaceAttempt(turn, 1);
+    release.resolve();
+    expect(await ended(turn)).toMatchObject({ status: "completed", text: answer });
+    expect(await outcomes(turn)).toEqual(["wasted", "used"]);
+  });
+
+  test("is not written to by the attempt that was replaced", async () => {
+    const pause = gate(2);
+    deployment.simulator.script(text("one two three four", { pauseAfter: pause }), text(answer));
+    const turn = await start();
+    await pause.reached;
+    await replaceAttempt(turn, 1);
+    pause.open();
+    const result = await ended(turn);
+    expect(result).toMatchObject({ status: "completed", text: answer });
+    expect(JSON.stringify(result.events)).not.toContain("four");
+    expect(await outcomes(turn)).toEqual(["wasted", "used"]);
+  });
+
+  test.each([
+    [
+      "is not run again, and the model is told that its outcome is unknown",
+      "pay",
+      1,
+      "outcome_unknown",
+    ],
+    ["that may be repeated is run again", "look", 2, "visit 2"],
+  ])("of a tool %s", async (_, name, runs, told) => {
+    const { simulator } = deployment;
+    simulator.script(calls([{ name, arguments: {} }]), text(answer));
+    const turn = await start();
+    await visit.entered.promise;
+    await replaceAttempt(turn, 2);
+    visit.leave.resolve();
+    expect(await ended(turn)).toMatchObject({ status: "completed", text: answer });
+    expect(visit.count).toBe(runs);
+    expect(JSON.stringify(simulator.requests[1]?.body.input)).toContain(told);
+  });
+
+  /** Starts the workflow's history anew, as an operator does in Temporal's UI. */
+  async function reset(turn: TurnHandle): Promise<string> {
+    const { runId } = await temporal.workflow.getHandle(turn.id).describe();
+    // Started, scheduled, begun, completed; the SDK's types ask for a Long where a number does.
+    const firstTaskEnd = 4 as never;
+    const response = await temporal.workflowService.resetWorkflowExecution({
+      namespace: "default",
+      workflowExecution: { workflowId: turn.id, runId },
+      workflowTaskFinishEventId: firstTaskEnd,
+      requestId: randomUUID(),
+      reason: "test",
+    });
+    return response.runId;
+  }
+
+  test("by a reset in mid-stream is called again by the new run alone, and the stream is exact", async () => {
+    const pause = gate(2);
+    deployment.simulator.script(text("one two three four", { pauseAfter: pause }), text(answer));
+    const turn = await start();
+    await pause.reached;
+    const runId = await reset(turn);
+    const result = await ended(turn);
+    expect(result).toMatchObject({ status: "completed", text: answer, turn: { runId } });
+    expect(await outcomes(turn)).toEqual(["wasted", "used"]);
+    expect(await temporal.workflow.getHandle(turn.id).result()).toEqual({ status: "completed" });
+  });
+
+  test("by a reset of a turn that has ended is not run again", async () => {
+    deployment.simulator.script(text(answer));
+    const turn = await start();
+    const before = await ended(turn);
+    await temporal.workflow.getHandle(turn.id).result();
+    await reset(turn);
+    expect(await temporal.workflow.getHandle(turn.id).result()).toEqual({ status: "completed" });
+    expect((await ended(turn)).turn).toEqual(before.turn);
+    expect(deployment.simulator.bill).toHaveLength(1);
+  });
+
+  test("by the worker that has its tool runs there, while old workers still take turns", async () => {
+    const { simulator, database, taskQueue } = deployment;
+    const agent = defineAgent({ name: "new", model: "gpt-test", tools: ["later"] });
+    await registerAgents(database, [agent]);
+    simulator.script(calls([{ name: "later", arguments: {} }]), text(answer));
+    const turn = await start("new");
+    await expect.poll(() => attemptOf(turn)).toBeGreaterThan(0);
+    const log = pino({ level: "silent" });
+    const { address } = sharedTemporal();
+    const { connection, client } = await connectNatively({ address }, log);
+    const baseUrl = simulator.baseUrl;
+    const timeouts = { connectTimeoutMs: 5_000, headersTimeoutMs: 5_000 };
+    const endpoint = openModelEndpoint({ baseUrl, apiKey: "sk-simulated", ...timeouts });
+    const worker = await createWorker({
+      connection,
+      client,
+      taskQueue,
+      database,
+      endpoint,
+      log,
+      agents: [agent],
+      tools: [later],
+      maxModelSteps: 10,
+      shutdownGraceMs: 1_000,
+    });
+    const running = worker.run();
+    const result = await ended(turn);
+    expect(result).toMatchObject({ status: "completed", text: answer });
+    expect(result.response.output[0]).toMatchObject({ output: "from the new worker" });
+    expect(await outcomes(turn)).toEqual(["used", "used"]);
+    worker.shutdown();
+    await running;
+    await endpoint.close();
+    await connection.close();
+  });
+
+  async function attemptOf(turn: TurnHandle): Promise<number> {
+    const [step] = await deployment.database.query<{ attempt: number }>(
+      "SELECT attempt FROM steps WHERE turn_id = $1",
+      [turn.id],
+    );
+    return step?.attempt ?? 0;
+  }
+});
