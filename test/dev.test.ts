@@ -98,7 +98,7 @@ describeWith(["temporal"], "turnkeeper dev", () => {
       expect(items.data).toHaveLength(2);
       second.signal("SIGINT");
       expect(await second.exited).toBe(0);
-      await expect(fetch(second.temporalUiUrl)).rejects.toThrow();
+      await expect(fetch(second.temporalUiUrl)).rejects.toThrow("fetch failed");
     },
     hangGuardMs,
   );

@@ -4,7 +4,7 @@ import type { Database } from "../src/store/database.ts";
 import { endTurn } from "../src/store/endings.ts";
 import { flushEvents, readEventsAfter } from "../src/store/eventLog.ts";
 import { storeStep } from "../src/store/steps.ts";
-import type { Fence } from "../src/store/steps.ts";
+import type { Fence } from "../src/store/fence.ts";
 import { eventBody } from "../src/turn/events.ts";
 import type { Turn } from "../src/turn/turn.ts";
 import { describeOnPostgres } from "./setup/storeDrivers.ts";
@@ -86,7 +86,7 @@ describeOnPostgres("[6] flushes of many turns by processes of their own", (open)
         first,
         turns.map((turn) => fence(turn, { step: 2 })),
       ),
-      write(second, turns.map((turn) => fence(turn, { step: 3 })).reverse()),
+      write(second, turns.map((turn) => fence(turn, { step: 3 })).toReversed()),
     ].map((each) => each.finally(() => (writing -= 1)));
     const following = follow(reader, turns, () => writing === 0);
     await Promise.all([...writers, following]);

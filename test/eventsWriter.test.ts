@@ -5,7 +5,7 @@ import type { EventWriterSettings, OnCommitted, StepWriter } from "../src/events
 import { StoreUnavailable } from "../src/store/database.ts";
 import type { Database } from "../src/store/database.ts";
 import { openPostgres } from "../src/store/postgres.ts";
-import type { Fence } from "../src/store/steps.ts";
+import type { Fence } from "../src/store/fence.ts";
 import type { TurnEvent } from "../src/turn/events.ts";
 import type { Turn } from "../src/turn/turn.ts";
 import { migrateByUrl } from "./setup/migrateByUrl.ts";
@@ -132,19 +132,20 @@ describeOnBoth("EventWriter", (on) => {
     for (const { step } of steps) step.discard();
   });
 
-  test("[3] a write whose answer was lost after its commit is sent again and stored once", async () => {
+  test("[3] a write that was lost before its commit or after it is sent again and stored once", async () => {
     const { database } = on;
     const turn = await running();
-    let losses = 3;
+    let losses = 4;
+    const lose = (): never => {
+      throw new StoreUnavailable(new Error("The connection is gone."));
+    };
     const lossy: Database = {
       kind: database.kind,
       async query<Row>(sql: string, parameters?: readonly unknown[]) {
+        const isLost = losses > 0;
+        if (isLost && losses-- % 2 === 0) lose();
         const rows = await database.query<Row>(sql, parameters);
-        if (losses > 0) {
-          losses -= 1;
-          throw new StoreUnavailable(new Error("The answer was lost."));
-        }
-        return rows;
+        return isLost ? lose() : rows;
       },
       transaction: (work) => database.transaction(work),
       notify: (channel, payload) => database.notify(channel, payload),

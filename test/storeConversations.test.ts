@@ -245,7 +245,7 @@ describeOnBoth("[14] a project", (open) => {
     const mine = { project: "lister" };
     const turns = [];
     for (let at = 0; at < 5; at++) turns.push(await admit(database, {}, mine));
-    const newestFirst = turns.map((turn) => turn.id).reverse();
+    const newestFirst = turns.map((turn) => turn.id).toReversed();
     const hidden = newestFirst[1] ?? "";
     expect(await hideTurn(database, "lister", hidden)).toBe(true);
     expect(await hideTurn(database, "lister", hidden)).toBe(false);

@@ -10,6 +10,7 @@ import { deploy } from "./setup/deployment.ts";
 import type { Deployment } from "./setup/deployment.ts";
 import { describeWith, sharedTemporal } from "./setup/servers.ts";
 import { ended } from "./setup/turnStream.ts";
+import { workflowEnd } from "./setup/workflowEnd.ts";
 
 const echo = defineTool({
   name: "echo",
@@ -55,7 +56,7 @@ describeWith(["postgres", "temporal"], "a turn with a head start", () => {
 
   /** One call each for the provider, the ledger and the workflow. */
   async function expectCalls(turn: TurnHandle, calls: number): Promise<void> {
-    await temporal.workflow.getHandle(turn.id).result();
+    await workflowEnd(temporal, turn.id);
     expect(deployment.simulator.bill).toHaveLength(calls);
     const ledger = await readModelCalls(deployment.database, "default", turn.id);
     expect(ledger).toHaveLength(calls);
@@ -127,6 +128,8 @@ describeWith(["postgres", "temporal"], "a turn with a head start", () => {
     const turn = await start();
     expect(await ended(turn)).toMatchObject({ status: "failed" });
     await expectCalls(turn, 1);
+    const { status } = await temporal.workflow.getHandle(turn.id).describe();
+    expect(status.name).toBe("FAILED");
   });
 
   test("is cancelled like any other, and keeps its partial answer", async () => {

@@ -19,6 +19,7 @@ import {
 } from "./setup/histories.ts";
 import { describeWith, sharedTemporal } from "./setup/servers.ts";
 import { ended } from "./setup/turnStream.ts";
+import { workflowEnd } from "./setup/workflowEnd.ts";
 
 /** The bars of DESIGN §6. */
 const maxOneCall = { events: 12, bytes: 8 * 1024 };
@@ -224,7 +225,7 @@ describeWith(["postgres", "temporal"], "the history of a turn", () => {
     if (!mayUpdateHistories) return;
     const { simulator, database, taskQueue } = deployment;
     const keep = async (name: string, workflowId: string) => {
-      await temporal.workflow.getHandle(workflowId).result();
+      await workflowEnd(temporal, workflowId);
       await keepHistory(name, temporal, workflowId);
     };
     const direct = async (request: object) => {

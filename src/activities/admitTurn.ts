@@ -9,17 +9,19 @@ import { Refusal } from "../turn/failures.ts";
 import { prepareTurn } from "../turn/prepare.ts";
 import { checkId } from "../turn/request.ts";
 import { isTerminal } from "../turn/turn.ts";
-import type { TerminalStatus, Turn } from "../turn/turn.ts";
+import type { Turn } from "../turn/turn.ts";
+import { turnEnd } from "../turn/verdict.ts";
+import type { TurnEnd } from "../turn/verdict.ts";
 import type { Parts } from "./parts.ts";
 import { retryLater } from "./stepContext.ts";
 
 export type DirectAdmission =
   | { state: "admitted" }
   | { state: "queued" }
-  | { state: "ended"; status: TerminalStatus };
+  | ({ state: "ended" } & TurnEnd);
 
 function admissionOf(turn: Turn): DirectAdmission {
-  if (isTerminal(turn.status)) return { state: "ended", status: turn.status };
+  if (isTerminal(turn.status)) return { state: "ended", ...turnEnd(turn.status, turn.failure) };
   return { state: turn.status === "queued" ? "queued" : "admitted" };
 }
 

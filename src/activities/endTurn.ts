@@ -6,7 +6,9 @@ import { hasRunningStep } from "../store/steps.ts";
 import { readTurnOfWorkflow } from "../store/turns.ts";
 import { failure } from "../turn/failures.ts";
 import { isTerminal } from "../turn/turn.ts";
-import type { TerminalStatus, Turn } from "../turn/turn.ts";
+import type { Turn } from "../turn/turn.ts";
+import { turnEnd } from "../turn/verdict.ts";
+import type { TurnEnd } from "../turn/verdict.ts";
 import { finishTurn } from "./finishTurn.ts";
 import type { Parts } from "./parts.ts";
 import { failForGood, retryLater } from "./stepContext.ts";
@@ -23,27 +25,26 @@ const pollEveryMs = 50;
 
 /** The `endTurn` activity: every way a turn can end that is not the end of a step. */
 export function createEndTurn(parts: Parts) {
-  return async function endTurn(input: { reason: EndReason }): Promise<{ status: TerminalStatus }> {
+  return async function endTurn(input: { reason: EndReason }): Promise<TurnEnd> {
     const { workflowId: turnId = "", runId } = Context.current().info.workflowExecution ?? {};
     const turn = await readTurnOfWorkflow(parts.database, turnId);
     if (turn === null) throw failForGood("unknown_turn");
-    if (isTerminal(turn.status)) return { status: turn.status };
+    if (isTerminal(turn.status)) return turnEnd(turn.status, turn.failure);
     const isOther = turn.runId !== null && turn.runId !== runId;
     // A run that was reset away has no say any more [3].
     if (isOther && (await parts.currentRun(turnId)) !== runId) throw retryLater("fenced");
     if (input.reason === "cancelled") {
       const ended = await askOwner(parts, turn);
-      if (ended !== null) return { status: ended };
+      if (ended !== null) return ended;
     }
-    const verdict = await finishTurn(
+    const { next: _, ...end } = await finishTurn(
       parts,
       turn,
       endingFor(input.reason),
       { ifRunId: turn.runId },
       Context.current().cancellationSignal,
     );
-    if (verdict.next !== "end") throw retryLater("fenced");
-    return { status: verdict.status };
+    return end;
   };
 }
 
@@ -62,19 +63,19 @@ function endingFor(reason: EndReason): Ending {
  * Sets the flag, wakes the worker that runs the step, and waits for it to end the turn; `null` when
  * there is nobody to wait for.
  */
-async function askOwner(parts: Parts, turn: Turn): Promise<TerminalStatus | null> {
+async function askOwner(parts: Parts, turn: Turn): Promise<TurnEnd | null> {
   const asked = await cancelTurn(parts.database, turn);
   if (asked.outcome === "ended") {
     parts.announce(turn.id, asked.events);
     if (asked.granted !== null) parts.startGranted(asked.granted);
-    return asked.status;
+    return { status: asked.status };
   }
   await parts.database.notify("turnkeeper_cancels", turn.id);
   const giveUpAt = Date.now() + ownerGraceMs;
   while (Date.now() < giveUpAt) {
     const isOwned = await hasRunningStep(parts.database, turn.id);
     const now = await readTurnOfWorkflow(parts.database, turn.id);
-    if (now !== null && isTerminal(now.status)) return now.status;
+    if (now !== null && isTerminal(now.status)) return turnEnd(now.status, now.failure);
     if (!isOwned) return null;
     await delay(pollEveryMs);
   }

@@ -1,6 +1,7 @@
 import type { ModelCallEnd } from "../store/modelCalls.ts";
 import { Replaced, storeStep } from "../store/steps.ts";
-import type { Fence, StepResult } from "../store/steps.ts";
+import type { Fence } from "../store/fence.ts";
+import type { StepResult } from "../store/steps.ts";
 import type { Turn } from "../turn/turn.ts";
 import type { StepVerdict } from "../turn/verdict.ts";
 import type { Parts } from "./parts.ts";

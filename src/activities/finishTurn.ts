@@ -1,7 +1,7 @@
 import { endTurn } from "../store/endings.ts";
 import type { Ending, EndingCondition, LastStep } from "../store/endings.ts";
 import type { Turn } from "../turn/turn.ts";
-import type { StepVerdict } from "../turn/verdict.ts";
+import type { TurnEnd } from "../turn/verdict.ts";
 import type { Parts } from "./parts.ts";
 import { persist } from "./persist.ts";
 import { retryLater } from "./stepContext.ts";
@@ -18,10 +18,11 @@ export async function finishTurn(
   ending: Ending,
   by: { lastStep?: LastStep } & EndingCondition,
   signal: AbortSignal,
-): Promise<StepVerdict> {
+): Promise<{ next: "end" } & TurnEnd> {
   const ended = await persist(() => endTurn(parts.database, turn, ending, by), signal);
   if (ended.outcome === "fenced") throw retryLater("fenced");
   if (ended.outcome === "ended") parts.announce(turn.id, ended.events);
   if (ended.granted !== null) parts.startGranted(ended.granted);
-  return { next: "end", status: ended.status };
+  const { status, failureClass } = ended;
+  return { next: "end", status, ...(failureClass === undefined ? {} : { failureClass }) };
 }

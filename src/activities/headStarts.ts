@@ -5,11 +5,11 @@ import {
   headStartRunId,
   markHeadStartsAlive,
 } from "../store/headStarts.ts";
-import { claimStep } from "../store/steps.ts";
-import type { Fence } from "../store/steps.ts";
+import { claimStep } from "../store/claims.ts";
+import type { Fence } from "../store/fence.ts";
 import type { Turn } from "../turn/turn.ts";
 import type { StepVerdict } from "../turn/verdict.ts";
-import { runClaimedModelStep } from "./callModel.ts";
+import { runModelStep } from "./modelStep.ts";
 import type { Parts } from "./parts.ts";
 
 /** The attempt that joins a head start comes well within this time, or to another worker. */
@@ -94,7 +94,7 @@ export class HeadStarts {
     const claimed = await claimStep(database, claim, currentRun);
     if (claimed.outcome === "recorded") return claimed.verdict;
     if (claimed.outcome !== "claimed") throw new Error("The workflow was faster.");
-    return runClaimedModelStep(this.#parts, fence, claimed, takenBack);
+    return runModelStep(this.#parts, fence, claimed, takenBack);
   }
 
   #fail({ fence }: HeadStart, cause: unknown): void {

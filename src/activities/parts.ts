@@ -2,7 +2,7 @@ import type { Logger } from "pino";
 import type { EventWriter } from "../events/writer.ts";
 import type { ModelEndpoint } from "../responses/call.ts";
 import type { Database } from "../store/database.ts";
-import type { CurrentRun } from "../store/steps.ts";
+import type { CurrentRun } from "../store/claims.ts";
 import type { ToolRegistry } from "../tools/registry.ts";
 import type { RecordedEvent } from "../turn/events.ts";
 import type { AgentReader } from "./agentReader.ts";

@@ -1,7 +1,8 @@
 import { Context } from "@temporalio/activity";
 import { toolOutcomeEvents } from "../events/translator.ts";
 import { releaseStep } from "../store/steps.ts";
-import type { Claim, Fence } from "../store/steps.ts";
+import type { Claim } from "../store/claims.ts";
+import type { Fence } from "../store/fence.ts";
 import { runTool as runHandler } from "../tools/run.ts";
 import { newItemId } from "../turn/ids.ts";
 import type { Item } from "../turn/items.ts";

@@ -1,7 +1,8 @@
 import { setTimeout as delay } from "node:timers/promises";
 import { ApplicationFailure, Context } from "@temporalio/activity";
-import { claimStep } from "../store/steps.ts";
-import type { Claim, Fence, StepToClaim } from "../store/steps.ts";
+import { claimStep } from "../store/claims.ts";
+import type { Claim, StepToClaim } from "../store/claims.ts";
+import type { Fence } from "../store/fence.ts";
 import { retryDelayMs } from "../turn/backoff.ts";
 import type { Failure } from "../turn/failures.ts";
 import type { Turn } from "../turn/turn.ts";

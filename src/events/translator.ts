@@ -189,7 +189,7 @@ export class ModelStreamTranslator {
     const given = event["part"] as Record<string, unknown> | undefined;
     const part = announces === null ? emptyPart(event.type) : given;
     if (!part) return announces === null ? [event] : [];
-    const isSummary = part["type"] === "summary_text";
+    const isSummary = event.type.startsWith("response.reasoning_summary_");
     const [field, places, type] = isSummary
       ? (["summary_index", slot.summaries, "response.reasoning_summary_part.added"] as const)
       : (["content_index", slot.contents, "response.content_part.added"] as const);

@@ -3,7 +3,7 @@ import { StoreUnavailable } from "../store/database.ts";
 import type { Database } from "../store/database.ts";
 import { flushEvents } from "../store/eventLog.ts";
 import type { FlushEntry, FlushOutcome } from "../store/eventLog.ts";
-import type { Fence } from "../store/steps.ts";
+import type { Fence } from "../store/fence.ts";
 import { eventBody } from "../turn/events.ts";
 import type { RecordedEvent, TurnEvent } from "../turn/events.ts";
 import { mergeDeltas } from "./merge.ts";

@@ -53,7 +53,7 @@ function textOf(item: ResponseInputItem): string {
   if (typeof content === "string") return content;
   const parts = Array.isArray(content) ? content : [];
   return parts
-    .map((part) => ("text" in part ? String(part.text) : ""))
+    .map((part) => ("text" in part ? part.text : ""))
     .join(" ")
     .trim();
 }

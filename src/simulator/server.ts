@@ -7,14 +7,13 @@ import type { SimulatorOptions } from "./options.ts";
 import type { ScriptStep, SimulatedRequest } from "./script.ts";
 import { Simulation } from "./simulation.ts";
 
-export type { BilledCall, ScriptedUsage } from "./bill.ts";
+export type { BilledCall } from "./bill.ts";
 export { fault } from "./fault.ts";
 export { gate } from "./gate.ts";
-export type { Gate } from "./gate.ts";
-export type { Occurrence, Occurrences, SimulatedDelta } from "./occurrences.ts";
+export type { Occurrence, Occurrences } from "./occurrences.ts";
 export type { SimulatorOptions } from "./options.ts";
 export { always, calls, hostedCall, join, reasoning, refusal, text, when } from "./script.ts";
-export type { AnswerStep, ScriptStep, SimulatedRequest, Step } from "./script.ts";
+export type { ScriptStep, SimulatedRequest } from "./script.ts";
 
 export interface Simulator {
   /** `http://127.0.0.1:PORT/v1` */

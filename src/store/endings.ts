@@ -9,13 +9,16 @@ import { responseObject } from "../turn/response.ts";
 import { isTerminal } from "../turn/turn.ts";
 import type { TerminalStatus, Turn, Usage } from "../turn/turn.ts";
 import { checkAnswers } from "./admission.ts";
+import { turnEnd } from "../turn/verdict.ts";
+import type { TurnEnd } from "../turn/verdict.ts";
 import { one } from "./database.ts";
 import type { Database, Queryable, Transaction } from "./database.ts";
 import { appendEvents, readAllEvents } from "./eventLog.ts";
 import { closeModelCall, wasteOpenCalls } from "./modelCalls.ts";
 import type { ModelCallEnd } from "./modelCalls.ts";
 import { finishStep, holdsStep, readFinishedSteps, Replaced } from "./steps.ts";
-import type { Fence, FinishedStep, StepResult } from "./steps.ts";
+import type { Fence } from "./fence.ts";
+import type { FinishedStep, StepResult } from "./steps.ts";
 import { turnColumns, turnFromRow } from "./turns.ts";
 import type { TurnRow } from "./turns.ts";
 
@@ -42,9 +45,9 @@ export interface EndingCondition {
 }
 
 export type Ended =
-  | { outcome: "ended"; status: TerminalStatus; granted: string | null; events: RecordedEvent[] }
+  | (TurnEnd & { outcome: "ended"; granted: string | null; events: RecordedEvent[] })
   /** The turn had ended before: its status decides [1]. */
-  | { outcome: "already"; status: TerminalStatus; granted: null }
+  | (TurnEnd & { outcome: "already"; granted: null })
   /** The writer has been replaced, or the condition does not hold; nothing was changed [3]. */
   | { outcome: "fenced"; granted: null };
 
@@ -220,7 +223,7 @@ async function endInside(
   const before = await lockTurn(tx, turnId, conversationId);
   if (before === undefined) return { outcome: "fenced", granted: null };
   if (isTerminal(before.status)) {
-    return { outcome: "already", status: before.status, granted: null };
+    return { outcome: "already", ...turnEnd(before.status, before.failure), granted: null };
   }
   if (by.ifRunId !== undefined && by.ifRunId !== before.runId) {
     return { outcome: "fenced", granted: null };
@@ -254,7 +257,12 @@ async function endInside(
     appendEvents(tx, turn, events, last?.nextOutputIndex),
   ]);
   const granted = next === null ? null : await passOverUnanswering(tx, next, conversationId);
-  return { outcome: "ended", status: ending.status, granted, events: recorded };
+  return {
+    outcome: "ended",
+    ...turnEnd(ending.status, turn.failure),
+    granted,
+    events: recorded,
+  };
 }
 
 /**
@@ -309,7 +317,7 @@ export function endTurn(
 }
 
 export type CancelOutcome =
-  | { outcome: "ended"; status: TerminalStatus; granted: string | null; events: RecordedEvent[] }
+  | (TurnEnd & { outcome: "ended"; granted: string | null; events: RecordedEvent[] })
   /** A worker or the workflow will end it. */
   | { outcome: "requested" };
 
@@ -325,7 +333,8 @@ export function cancelTurn(
     const before = await lockTurn(tx, turn.id, turn.conversationId);
     if (before === undefined) return { outcome: "requested" };
     if (isTerminal(before.status)) {
-      return { outcome: "ended", status: before.status, granted: null, events: [] };
+      const end = turnEnd(before.status, before.failure);
+      return { outcome: "ended", ...end, granted: null, events: [] };
     }
     if (before.runId === null) {
       const cancelled: Ending = { status: "cancelled" };

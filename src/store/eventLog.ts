@@ -3,7 +3,7 @@ import type { RecordedEvent, TurnEvent } from "../turn/events.ts";
 import type { TurnStatus } from "../turn/turn.ts";
 import { one } from "./database.ts";
 import type { Queryable } from "./database.ts";
-import type { Fence } from "./steps.ts";
+import type { Fence } from "./fence.ts";
 
 /** What names a turn's events: the partition and the turn. */
 export interface EventKey {

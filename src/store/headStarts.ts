@@ -1,5 +1,5 @@
 import type { Queryable } from "./database.ts";
-import type { Fence } from "./steps.ts";
+import type { Fence } from "./fence.ts";
 
 const prefix = "head-start:";
 

@@ -3,7 +3,7 @@ import type { FailureClass } from "../turn/failures.ts";
 import type { Turn } from "../turn/turn.ts";
 import { one } from "./database.ts";
 import type { Queryable, Transaction } from "./database.ts";
-import type { Fence } from "./steps.ts";
+import type { Fence } from "./fence.ts";
 
 /** Tokens of one model call; `null` where the provider did not say. */
 export interface TokenCounts {

@@ -1,4 +1,17 @@
+import type { Failure, FailureClass } from "./failures.ts";
 import type { TerminalStatus } from "./turn.ts";
+
+/** How a turn has ended, as far as its workflow is told. */
+export interface TurnEnd {
+  status: TerminalStatus;
+  /** Of a failed turn; its message stays on record. */
+  failureClass?: FailureClass;
+}
+
+/** What a workflow is told of a turn that has ended on record. */
+export function turnEnd(status: TerminalStatus, failure: Pick<Failure, "class"> | null): TurnEnd {
+  return failure === null ? { status } : { status, failureClass: failure.class };
+}
 
 /**
  * What a step tells the workflow: all that Temporal's history keeps of it [5].
@@ -8,7 +21,7 @@ import type { TerminalStatus } from "./turn.ts";
  */
 export type StepVerdict =
   | { next: "tools"; tools: string[]; thenEnd: boolean }
-  | { next: "end"; status: TerminalStatus }
+  | ({ next: "end" } & TurnEnd)
   | { next: "model" };
 
 /** A call of a server tool, as the model step that asked for it leaves it for the tool's step. */

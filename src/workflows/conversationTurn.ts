@@ -1,5 +1,6 @@
 import {
   ActivityFailure,
+  ApplicationFailure,
   CancellationScope,
   condition,
   continueAsNew,
@@ -13,7 +14,7 @@ import { defineSearchAttributeKey, SearchAttributeType } from "@temporalio/commo
 import { grantedSignalName, maxSummaryChars } from "../turn/engineNames.ts";
 import type { DirectStart } from "../turn/directStart.ts";
 import type { TerminalStatus } from "../turn/turn.ts";
-import type { StepVerdict } from "../turn/verdict.ts";
+import type { StepVerdict, TurnEnd } from "../turn/verdict.ts";
 import * as activities from "./activityOptions.ts";
 
 /** Where a turn that continued as new goes on. */
@@ -21,7 +22,10 @@ export interface ContinuedTurn {
   step: number;
 }
 
-/** What a turn's workflow returns: all the rest is on record under its workflow id. */
+/**
+ * What a turn's workflow returns: all the rest is on record under its workflow id. Of a failed turn the
+ * workflow fails, with the failure's class as the type of its error.
+ */
 export interface TurnOutcome {
   status: TerminalStatus;
 }
@@ -62,7 +66,7 @@ export async function conversationTurn(
   for (;;) {
     const outcome = await runStep(cancelled, () => callModel(step));
     if (typeof outcome === "string") return finish(await endTurn(outcome));
-    if (outcome.next === "end") return finish(outcome.status);
+    if (outcome.next === "end") return finish(outcome);
     const tools = outcome.next === "tools" ? outcome.tools : [];
     const failed = await runTools(cancelled, step, tools);
     if (failed !== null) return finish(await endTurn(failed));
@@ -117,21 +121,18 @@ async function runTools(
   return outcomes.find((outcome) => typeof outcome === "string") ?? null;
 }
 
-function endTurn(
-  reason: "cancelled" | "activity_failed" | "calls_for_client",
-): Promise<TerminalStatus> {
+function endTurn(reason: "cancelled" | "activity_failed" | "calls_for_client"): Promise<TurnEnd> {
   setCurrentDetails(`Ending the turn: ${reason}.`);
-  return CancellationScope.nonCancellable(async () => {
-    const ended = await activities.endTurn({ reason }).catch(failAsRefused);
-    return ended.status;
-  });
+  return CancellationScope.nonCancellable(() => activities.endTurn({ reason })).catch(
+    failAsRefused,
+  );
 }
 
 /** Puts a directly started turn on record and waits until it holds its conversation. */
 async function enterConversation(
   start: DirectStart,
   cancelled: Promise<"cancelled">,
-): Promise<TerminalStatus | null> {
+): Promise<TurnEnd | null> {
   let isGranted = false;
   setHandler(grantedSignal, () => {
     isGranted = true;
@@ -141,7 +142,7 @@ async function enterConversation(
   const admitted = await CancellationScope.nonCancellable(() => activities.admitTurn(start)).catch(
     failAsRefused,
   );
-  if (admitted.state === "ended") return admitted.status;
+  if (admitted.state === "ended") return admitted;
   if (admitted.state === "admitted") return null;
   setCurrentDetails("Waiting for the conversation.");
   const scope = new CancellationScope();
@@ -162,11 +163,18 @@ function failAsRefused(error: unknown): never {
   throw error instanceof ActivityFailure && error.cause !== undefined ? error.cause : error;
 }
 
-function finish(status: TerminalStatus): TurnOutcome {
+/** Closes the workflow as the turn has ended: a failed turn is a failed workflow. */
+function finish({ status, failureClass }: TurnEnd): TurnOutcome {
   setCurrentDetails(`The turn is ${status}.`);
   // Only where the start could set it: the namespace may not have registered the attribute.
   if (workflowInfo().typedSearchAttributes.get(statusKey) !== undefined) {
     upsertSearchAttributes([{ key: statusKey, value: status }]);
+  }
+  if (failureClass !== undefined) {
+    const failed = ApplicationFailure.nonRetryable("The turn has failed.", failureClass);
+    // History keeps classes, no stacks [5].
+    failed.stack = "";
+    throw failed;
   }
   return { status };
 }

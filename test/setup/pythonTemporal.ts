@@ -26,8 +26,11 @@ export async function installPythonTemporal(): Promise<string | { missing: strin
   }
 }
 
+/** The SDK's own threads can abort the interpreter while it ends, after all has been done. */
+const endAtOnce = "import os, sys\nsys.stdout.flush()\nos._exit(0)\n";
+
 /** Runs Python code with that SDK and returns what it prints. */
 export function runPython(sdkFolder: string, code: string, args: string[]): Promise<string> {
   const env = { PATH: process.env["PATH"], PYTHONPATH: sdkFolder, PYTHONDONTWRITEBYTECODE: "1" };
-  return runCommand("python3", ["-c", code, ...args], { env });
+  return runCommand("python3", ["-c", `${code}\n${endAtOnce}`, ...args], { env });
 }

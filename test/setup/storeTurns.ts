@@ -5,14 +5,16 @@ import { createApiKey } from "../../src/store/apiKeys.ts";
 import type { Database } from "../../src/store/database.ts";
 import { endTurn } from "../../src/store/endings.ts";
 import type { Ended, Ending } from "../../src/store/endings.ts";
-import { readEventsAfter } from "../../src/store/eventLog.ts";
-import type { EventKey } from "../../src/store/eventLog.ts";
+import { flushEvents, readEventsAfter } from "../../src/store/eventLog.ts";
+import type { EventKey, FlushOutcome } from "../../src/store/eventLog.ts";
 import type { ModelCallEnd } from "../../src/store/modelCalls.ts";
-import { claimStep } from "../../src/store/steps.ts";
-import type { Claim, CurrentRun, Fence, StepResult } from "../../src/store/steps.ts";
+import { claimStep } from "../../src/store/claims.ts";
+import type { Claim, CurrentRun } from "../../src/store/claims.ts";
+import type { Fence } from "../../src/store/fence.ts";
+import type { StepResult } from "../../src/store/steps.ts";
 import { readTurnOfWorkflow } from "../../src/store/turns.ts";
 import { defineAgent } from "../../src/turn/agent.ts";
-import { parseEvent } from "../../src/turn/events.ts";
+import { eventBody, parseEvent } from "../../src/turn/events.ts";
 import type { NumberedEvent, TurnEvent } from "../../src/turn/events.ts";
 import { newId } from "../../src/turn/ids.ts";
 import type { Item } from "../../src/turn/items.ts";
@@ -154,4 +156,23 @@ export async function recordedEvents(database: Database, turn: EventKey): Promis
 
 export function typesOf(events: readonly TurnEvent[]): string[] {
   return events.map((event) => event.type);
+}
+
+/** Writes events that carry only a mark. */
+export async function flush(
+  database: Database,
+  by: Fence,
+  number: number,
+  marks: readonly string[],
+): Promise<FlushOutcome["state"] | undefined> {
+  const bodies = marks.map((mark) => eventBody({ type: "test.mark", mark }));
+  const [outcome] = await flushEvents(database, [
+    { ...by, flush: number, bodies, nextOutputIndex: 0 },
+  ]);
+  return outcome?.state;
+}
+
+export async function marksOf(database: Database, turn: Turn): Promise<unknown[]> {
+  const events = await recordedEvents(database, turn);
+  return events.filter((event) => event.type === "test.mark").map((event) => event["mark"]);
 }
