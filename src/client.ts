@@ -51,12 +51,19 @@ export interface TurnResult {
   turn: Turn;
 }
 
+/**
+ * Begins a turn's first step in this process.
+ *
+ * @param started resolves when Temporal knows the turn, or could not be told for a long time.
+ */
+export type HeadStart = (turn: Turn, started: Promise<void>) => void;
+
 export interface ClientParts {
   database: Database;
   hub: EventHub;
   engine: Engine;
   /** Where this process is a worker too: begins a turn while Temporal is being told. */
-  headStart?: (turn: Turn) => void;
+  headStart?: HeadStart;
 }
 
 export interface ConnectOptions {
@@ -76,6 +83,10 @@ const reattachWithinMs = 60_000;
 
 /** Events of an ended turn that are read at a time. */
 const pageEvents = 512;
+
+/** How long and how often Temporal is told of a turn with a head start. */
+const tellForMs = 10 * 60_000;
+const tellAgainMs = 2_000;
 
 const idempotencyKeyPattern = /^[\x21-\x7e]{1,255}$/;
 
@@ -176,10 +187,25 @@ export class Turns {
     );
     if (admitted.turn.status !== "admitted") return admitted;
     // On record it cannot be lost; if Temporal is away, the janitor starts it later.
-    const started = engine.startTurn(admitted.turn).catch(() => {});
-    if (headStart === undefined) await started;
-    else if (admitted.isNew) headStart(admitted.turn);
+    if (headStart !== undefined && admitted.isNew)
+      headStart(admitted.turn, this.#tell(admitted.turn));
+    else await engine.startTurn(admitted.turn).catch(() => {});
     return admitted;
+  }
+
+  /**
+   * Tells Temporal of a turn with a head start, again and again while it is away: a turn that has
+   * ended by then is nothing that the janitor looks for, and would be missing in the UI.
+   */
+  async #tell(turn: Turn): Promise<void> {
+    const giveUpAt = Date.now() + tellForMs;
+    while (Date.now() < giveUpAt) {
+      try {
+        return await this.#parts.engine.startTurn(turn);
+      } catch {
+        await delay(tellAgainMs, undefined, { ref: false });
+      }
+    }
   }
 
   /** Notes that whoever started the turn was cut off before the answer, so that {@link reattach} finds it. */

@@ -9,6 +9,7 @@ import { createTurnActivities } from "./activities/index.ts";
 import { HeadStarts } from "./activities/headStarts.ts";
 import type { Parts } from "./activities/parts.ts";
 import { RunningTurns } from "./activities/runningTurns.ts";
+import type { HeadStart } from "./client.ts";
 import type { Config } from "./config.ts";
 import { createEngine, findSearchAttributes } from "./engine.ts";
 import type { Engine } from "./engine.ts";
@@ -25,7 +26,6 @@ import type { Tool } from "./tools/defineTool.ts";
 import { createToolRegistry } from "./tools/registry.ts";
 import type { ToolRegistry } from "./tools/registry.ts";
 import type { Agent } from "./turn/agent.ts";
-import type { Turn } from "./turn/turn.ts";
 
 export interface TurnWorkerOptions {
   connection: NativeConnection;
@@ -50,7 +50,7 @@ export interface TurnWorkerOptions {
 export interface TurnWorker {
   readonly engine: Engine;
   /** Begins a turn that this process has just admitted, while Temporal is being told. */
-  headStart(turn: Turn): void;
+  headStart: HeadStart;
   /** Resolves when the worker has stopped; rejects when it broke. */
   run(): Promise<void>;
   /** Stops taking work and lets running calls end, within `shutdownGraceMs`. */
@@ -133,7 +133,7 @@ export async function createWorker(options: TurnWorkerOptions): Promise<TurnWork
   const janitor = new Janitor({ ...parts, engine }, options.janitor);
   return {
     engine,
-    headStart: (turn) => headStarts.begin(turn),
+    headStart: (turn, started) => headStarts.begin(turn, started),
     async run() {
       janitor.start();
       try {

@@ -1,4 +1,5 @@
 import { ApplicationFailure } from "@temporalio/activity";
+import { LRUCache } from "lru-cache";
 import {
   abandonHeadStart,
   adoptHeadStart,
@@ -13,7 +14,8 @@ import { runModelStep } from "./modelStep.ts";
 import type { Parts } from "./parts.ts";
 
 /** The attempt that joins a head start comes well within this time, or to another worker. */
-const keepFailureMs = 15_000;
+const keepOutcomeMs = 15_000;
+const maxOutcomes = 10_000;
 
 /** Other workers leave a head start alone while its owner has been seen within `headStartStaleMs`. */
 const markAliveEveryMs = 1_000;
@@ -34,6 +36,8 @@ export class HeadStarts {
   readonly #parts: Parts;
   readonly #maxRunning: number;
   readonly #running = new Map<string, HeadStart>();
+  /** Those that have ended, for the attempts that come to join them. */
+  readonly #outcomes = new LRUCache<string, HeadStart>({ max: maxOutcomes, ttl: keepOutcomeMs });
   #timer: NodeJS.Timeout | null = null;
   #isClosing = false;
 
@@ -43,18 +47,24 @@ export class HeadStarts {
     this.#maxRunning = maxRunning;
   }
 
-  /** Begins the first step of a turn that was just admitted, unless there is too much to do. */
-  begin(turn: Turn): void {
+  /**
+   * Begins the first step of a turn that was just admitted, unless there is too much to do.
+   *
+   * @param started settles when Temporal knows the turn. Until then the turn counts as running here,
+   *   so that a process cannot run far ahead of its Temporal.
+   */
+  begin(turn: Turn, started: Promise<void>): void {
     if (this.#isClosing || this.#running.size >= this.#maxRunning) return;
     const fence = { turnId: turn.id, step: 1, runId: headStartRunId(), attempt: 1 };
     const takenBack = new AbortController();
     const verdict = this.#run(fence, takenBack.signal);
     const headStart = { fence, takenBack, verdict };
     this.#running.set(turn.id, headStart);
-    verdict.then(
-      () => this.#running.delete(turn.id),
+    const ended = verdict.then(
+      () => this.#outcomes.set(turn.id, headStart),
       (error: unknown) => this.#fail(headStart, error),
     );
+    void Promise.all([ended, started]).finally(() => this.#running.delete(turn.id));
     this.#timer ??= setInterval(() => this.#markAlive(), markAliveEveryMs);
   }
 
@@ -63,17 +73,19 @@ export class HeadStarts {
    * here. When `cancellationSignal` aborts, the head start ends as the attempt would have to.
    */
   async join(fence: Fence, cancellationSignal: AbortSignal): Promise<StepVerdict | null> {
-    const running = fence.step === 1 ? this.#running.get(fence.turnId) : undefined;
-    if (running === undefined) return null;
-    const takeBack = () => running.takenBack.abort();
+    if (fence.step !== 1) return null;
+    const isRunning = this.#running.has(fence.turnId);
+    const headStart = this.#running.get(fence.turnId) ?? this.#outcomes.get(fence.turnId);
+    if (headStart === undefined) return null;
+    const takeBack = () => headStart.takenBack.abort();
     cancellationSignal.addEventListener("abort", takeBack);
     if (cancellationSignal.aborted) takeBack();
-    const adopted = adoptHeadStart(this.#parts.database, running.fence, fence.runId);
     try {
-      const [verdict] = await Promise.all([running.verdict, adopted]);
-      return verdict;
+      if (isRunning) await adoptHeadStart(this.#parts.database, headStart.fence, fence.runId);
+      return await headStart.verdict;
     } finally {
-      this.#running.delete(fence.turnId);
+      // Whatever has come of it, a later attempt starts from the record.
+      this.#outcomes.delete(fence.turnId);
     }
   }
 
@@ -97,15 +109,14 @@ export class HeadStarts {
     return runModelStep(this.#parts, fence, claimed, takenBack);
   }
 
-  #fail({ fence }: HeadStart, cause: unknown): void {
+  #fail(headStart: HeadStart, cause: unknown): void {
+    const { fence } = headStart;
     const { database, log } = this.#parts;
     log.info({ turn: fence.turnId, reason: String(cause) }, "a head start ended without its step");
     // The activity's next attempt need not wait until the owner looks dead.
     abandonHeadStart(database, fence).catch(() => {});
-    const forget = () => this.#running.delete(fence.turnId);
     // The attempt that comes to join still has to hear how long the provider asks to wait.
-    if (cause instanceof ApplicationFailure) setTimeout(forget, keepFailureMs).unref();
-    else forget();
+    if (cause instanceof ApplicationFailure) this.#outcomes.set(fence.turnId, headStart);
   }
 
   #markAlive(): void {

@@ -29,7 +29,7 @@ const dynamicConfig: readonly string[] = [
   "history.outboundProcessorMaxPollRPS=10000",
   "history.archivalProcessorMaxPollRPS=10000",
   // Timers, and with them the retries of activities, would be up to a second late.
-  "history.timerProcessorMaxTimeShift=\"10ms\"",
+  'history.timerProcessorMaxTimeShift="10ms"',
   "system.enableActivityEagerExecution=true",
 ];
 

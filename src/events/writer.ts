@@ -18,7 +18,7 @@ export interface EventWriterSettings {
 }
 
 export const defaultEventWriterSettings: EventWriterSettings = {
-  tickMs: 20,
+  tickMs: 10,
   maxTickMs: 200,
   maxPendingBytes: 1024 * 1024,
 };
@@ -68,6 +68,7 @@ export class EventWriter {
   #writing: Promise<void> | null = null;
   #timer: NodeJS.Timeout | null = null;
   #tickMs: number;
+  #wroteAt = Number.NEGATIVE_INFINITY;
   /** Somebody waits for the write after the one under way. */
   #isUrgent = false;
 
@@ -118,7 +119,7 @@ export class EventWriter {
     // A guess that is good enough for a bound: the envelope of an event is about this long.
     const envelopeBytes = 256;
     step.bytes += envelopeBytes + (typeof delta === "string" ? delta.length : 0);
-    this.#schedule(this.#isFirstDelta(step, event) ? 0 : this.#tickMs);
+    this.#schedule(this.#isFirstDelta(step, event) ? 0 : this.#untilTickMs());
     if (step.bytes <= this.#settings.maxPendingBytes) return undefined;
     return this.#flushed(step);
   }
@@ -128,6 +129,11 @@ export class EventWriter {
     if (step.hasWritten || typeof event["delta"] !== "string") return false;
     step.hasWritten = true;
     return true;
+  }
+
+  /** Ticks are counted from write to write, so that the duration of a write is not added to them. */
+  #untilTickMs(): number {
+    return Math.max(0, this.#wroteAt + this.#tickMs - performance.now());
   }
 
   #schedule(inMs: number): void {
@@ -148,6 +154,7 @@ export class EventWriter {
   #write(): void {
     if (this.#writing !== null) return;
     const startedAt = performance.now();
+    this.#wroteAt = startedAt;
     this.#writing = this.#writeAll()
       .catch(() => delay(retryWriteMs))
       .then(() => {
@@ -156,7 +163,7 @@ export class EventWriter {
         this.#tickMs = Math.min(maxTickMs, Math.max(tickMs, tookMs * 2));
         this.#writing = null;
         for (const step of this.#steps) this.#wake(step);
-        const inMs = this.#isUrgent ? 0 : this.#tickMs;
+        const inMs = this.#isUrgent ? 0 : this.#untilTickMs();
         this.#isUrgent = false;
         if ([...this.#steps].some((step) => hasWork(step))) this.#schedule(inMs);
       });
