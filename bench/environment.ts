@@ -49,7 +49,7 @@ export interface Role {
 }
 
 export async function startRole(
-  role: "worker" | "gateway",
+  role: "worker" | "gateway" | "serve",
   environment: Environment,
   databaseUrl: string,
   workflowBundle: string,

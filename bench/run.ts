@@ -4,8 +4,10 @@
  */
 import { mkdtemp, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
+import { setTimeout as delay } from "node:timers/promises";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
+import { WorkflowNotFoundError } from "@temporalio/client";
 import { bundleWorkflowCode } from "@temporalio/worker";
 import OpenAI from "openai";
 import { pino } from "pino";
@@ -89,6 +91,18 @@ const turnkeeper = new Turnkeeper(
   "default",
 );
 
+/** Waits until a turn's workflow has closed; an answer may be there before Temporal knows it. */
+async function closed(turnId: string): Promise<void> {
+  try {
+    await client.workflow.getHandle(turnId).result();
+  } catch (error) {
+    if (!(error instanceof WorkflowNotFoundError)) throw error;
+    const lookAgainMs = 5;
+    await delay(lookAgainMs);
+    await closed(turnId);
+  }
+}
+
 async function overhead(shape: Shape): Promise<{ p50: number; p95: number }> {
   const samples = await timeEach(turns, shape.turn);
   return { p50: percentile(samples, 0.5), p95: percentile(samples, 0.95) };
@@ -134,9 +148,7 @@ const answeredMs = await timeAll(concurrentTurns, concurrency, async () => {
   ids.push(turn.id);
   await turn.result();
 });
-const closingMs = await timeAll(ids.length, concurrency, () =>
-  client.workflow.getHandle(ids.pop() as string).result(),
-);
+const closingMs = await timeAll(ids.length, concurrency, () => closed(ids.pop() as string));
 const ownRate = perSecond(concurrentTurns, answeredMs + closingMs);
 report(
   "answers/s at 50 concurrent",
@@ -153,7 +165,7 @@ report(
 
 const sample = await turnkeeper.turns.start({ agent: "gpt-bench", input: "What is the answer?" });
 await sample.result();
-await client.workflow.getHandle(sample.id).result();
+await closed(sample.id);
 const description = await client.workflow.getHandle(sample.id).describe();
 report(
   "history of a one-call turn",
@@ -166,29 +178,24 @@ bareWorker.shutdown();
 worker.shutdown();
 await Promise.all([running, bareRunning]);
 
-// Now apart, as in production: a worker and a gateway of their own, over HTTP.
+// Over HTTP, as in production: in one process, and as a worker and a gateway of their own.
+async function reportHttp(way: string, url: string, bar: string): Promise<OpenAI> {
+  const openai = new OpenAI({ baseURL: `${url}/v1`, apiKey: "none", maxRetries: 0 });
+  const turn = await overhead(overHttp(openai));
+  const ratios = `${ratio(turn.p50, base.p50)} / ${ratio(turn.p95, base.p95)}`;
+  const figure = `${ms(turn.p50)} / ${ms(turn.p95)} = ${ratios}`;
+  report("over HTTP, request → answer, p50 / p95", way, figure);
+  const token = await first(overHttp(openai));
+  const beyond = `${ms(token)} = ${ratio(token, base.p50)}`;
+  report("over HTTP, first token beyond the model's, p50", way, beyond, bar);
+  return openai;
+}
+
 const apartWorker = await startRole("worker", environment, databaseUrl, workflowBundle);
 const gateway = await startRole("gateway", environment, databaseUrl, workflowBundle);
-report(
-  "RSS of an idle worker",
-  "prebuilt bundle",
-  `${(await apartWorker.residentMb()).toFixed(0)} MB`,
-  "<= 250 MB",
-);
-const overGateway = new OpenAI({ baseURL: `${gateway.url}/v1`, apiKey: "none", maxRetries: 0 });
-const apart = await overhead(overHttp(overGateway));
-report(
-  "turn, request → answer, p50 / p95",
-  "worker and gateway apart",
-  `${ms(apart.p50)} / ${ms(apart.p95)} = ${ratio(apart.p50, base.p50)} / ${ratio(apart.p95, base.p95)}`,
-);
-const apartFirst = await first(overHttp(overGateway));
-report(
-  "first token beyond the model's, p50",
-  "worker and gateway apart",
-  `${ms(apartFirst)} = ${ratio(apartFirst, base.p50)}`,
-  "<= 0.85x",
-);
+const residentMb = await apartWorker.residentMb();
+report("RSS of an idle worker", "prebuilt bundle", `${residentMb.toFixed(0)} MB`, "<= 250 MB");
+const overGateway = await reportHttp("worker and gateway apart", gateway.url, "");
 const direct = await measureStreams(sdk, streams, deltas, everyMs);
 // The simulator stamps a delta one interval before it sends it, which the bare client's delay shows.
 const stampMs = direct.p50Ms;
@@ -213,8 +220,13 @@ report(
   "<= 0.3 ms",
 );
 
-console.table(rows);
 await Promise.all([apartWorker.stop(), gateway.stop()]);
+
+const serve = await startRole("serve", environment, databaseUrl, workflowBundle);
+await reportHttp("serve", serve.url, "<= 0.85x");
+await serve.stop();
+
+console.table(rows);
 await hub.close();
 await connection.close();
 await database.close();

@@ -38,6 +38,15 @@ program
     await runGateway(configWith(options.port));
   });
 
+program
+  .command("serve")
+  .description("gateway and worker in one process: the fastest first token")
+  .option("--port <port>", "port to listen on; default TURNKEEPER_PORT or 7823", parsePort)
+  .action(async (options: { port?: number }) => {
+    const { runServe } = await import("./commands/serve.ts");
+    await runServe(configWith(options.port));
+  });
+
 const key = program.command("key").description("manage API keys of the gateway");
 
 key

@@ -4,7 +4,7 @@ import { createEngine, findSearchAttributes } from "./engine.ts";
 import type { Engine } from "./engine.ts";
 import { EventHub } from "./events/hub.ts";
 import { admitTurn } from "./store/admission.ts";
-import type { BusyMode } from "./store/admission.ts";
+import type { Admission, Admitted, BusyMode } from "./store/admission.ts";
 import { listAgents } from "./store/agents.ts";
 import { StoreUnavailable } from "./store/database.ts";
 import type { Database } from "./store/database.ts";
@@ -176,7 +176,7 @@ export class Turns {
       prepareTurn(body, await listAgents(database)),
     );
     const admitted = await this.#reachable(() =>
-      admitTurn(database, {
+      this.#putOnRecord({
         ...prepared,
         turnId: newId("turn"),
         project: this.project,
@@ -191,6 +191,19 @@ export class Turns {
       headStart(admitted.turn, this.#tell(admitted.turn));
     else await engine.startTurn(admitted.turn).catch(() => {});
     return admitted;
+  }
+
+  async #putOnRecord(admission: Admission): Promise<Admitted> {
+    const { database } = this.#parts;
+    try {
+      return await admitTurn(database, admission);
+    } catch (error) {
+      if (!(error instanceof StoreUnavailable)) throw error;
+      // Only the answer to the commit may have been lost: then the turn is on record [1].
+      const turn = await readTurn(database, this.project, admission.turnId);
+      if (turn === null) throw error;
+      return { turn, isNew: true };
+    }
   }
 
   /**
@@ -335,7 +348,8 @@ export class Turns {
       return await work();
     } catch (error) {
       if (!(error instanceof StoreUnavailable)) throw error;
-      const problem = "The database is out of reach; nothing was recorded. Try again.";
+      const problem =
+        "The database is out of reach. Try again; a start with an idempotency key is safe to repeat.";
       throw new Refusal("store_unavailable", problem, null, { cause: error });
     }
   }

@@ -195,7 +195,7 @@ describeWith(["postgres", "temporal"], "a turn that is started in Temporal", () 
     ["a list", ["Hi"], "missing_required_parameter"],
     ["a field that nobody knows", { request: { input: "Hi" }, queue: true }, "unknown_parameter"],
     ["a wish that nobody knows", { request: { input: "Hi" }, when_busy: "x" }, "invalid_value"],
-    ["a project that is not there", { request: { input: "Hi" }, project: "x" }, "invalid_value"],
+    ["a project that is not there", { request: { input: "Hi" }, project: "x" }, "unknown_project"],
     [
       "a conversation that is not there",
       { request: { input: "Hi", conversation: "conv_nobody" } },

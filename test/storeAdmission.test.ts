@@ -53,6 +53,14 @@ describeOnBoth("admission", (open) => {
     expect(events[0]).toMatchObject({ response: { id: turn.id, status: "in_progress" } });
   });
 
+  test("refuses a project that is not there, and records nothing", async () => {
+    const { database } = open;
+    const before = await onRecord(database);
+    const refused = admitTurn(database, { ...admission(), project: "nobody" });
+    await expect(refused).rejects.toMatchObject({ code: "unknown_project", httpStatus: 404 });
+    expect(await onRecord(database)).toEqual(before);
+  });
+
   test("[1] stages the input: the conversation has nothing until the turn ends", async () => {
     const { database } = open;
     const turn = await admit(database);

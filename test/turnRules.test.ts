@@ -226,3 +226,30 @@ test("the delay before a retry is what the provider asked for, else grows, withi
     }),
   );
 });
+
+describe("defineAgent", () => {
+  test.each([0, -1, 1.5, Number.NaN, Number.POSITIVE_INFINITY])(
+    "refuses a limit of %s",
+    (limit) => {
+      const define = () =>
+        defineAgent({ name: "a", model: "gpt-test", limits: { maxSteps: limit } });
+      expect(define).toThrow("maxSteps");
+    },
+  );
+
+  test("gives the same content the same version, and other content another one", () => {
+    const one = defineAgent({
+      name: "a",
+      model: "gpt-test",
+      parameters: { top_p: 1, store: true },
+    });
+    const same = defineAgent({
+      name: "a",
+      model: "gpt-test",
+      parameters: { store: true, top_p: 1 },
+    });
+    const other = defineAgent({ name: "a", model: "gpt-test", instructions: "Be brief." });
+    expect(same.version).toBe(one.version);
+    expect(other.version).not.toBe(one.version);
+  });
+});

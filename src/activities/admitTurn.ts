@@ -1,5 +1,5 @@
 import { ApplicationFailure, Context } from "@temporalio/activity";
-import { admitTurn as putOnRecord } from "../store/admission.ts";
+import { admitTurn as putOnRecord, unknownProject } from "../store/admission.ts";
 import { listAgents } from "../store/agents.ts";
 import { hasProject } from "../store/apiKeys.ts";
 import { readRequestHash, readTurnOfWorkflow } from "../store/turns.ts";
@@ -83,7 +83,7 @@ async function admitDirectly(
   const start = checkStart(argument);
   const project = checkId(start.project ?? "default", "project");
   if (!(await hasProject(parts.database, project))) {
-    throw new Refusal("invalid_value", `There is no project '${project}'.`, "project");
+    throw unknownProject(project);
   }
   const prepared = prepareTurn(start.request, await listAgents(parts.database));
   const before = await readTurnOfWorkflow(parts.database, turnId);

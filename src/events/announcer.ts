@@ -3,7 +3,7 @@ import type { RecordedEvent } from "../turn/events.ts";
 import type { EventHub } from "./hub.ts";
 
 /** Notifications of one process are at least this far apart; the first one goes at once. */
-const minIntervalMs = 20;
+const minIntervalMs = 5;
 
 /**
  * Tells of committed events: the subscribers of this process by handing them over, the others by a

@@ -18,7 +18,7 @@ export interface EventWriterSettings {
 }
 
 export const defaultEventWriterSettings: EventWriterSettings = {
-  tickMs: 10,
+  tickMs: 15,
   maxTickMs: 200,
   maxPendingBytes: 1024 * 1024,
 };

@@ -270,6 +270,19 @@ async function findPlace(tx: Transaction, admission: Admission): Promise<Place> 
   return placeInNew(tx, admission.project);
 }
 
+/** SQLSTATE of a foreign key violation (PostgreSQL manual, appendix A). */
+const foreignKeyViolation = "23503";
+
+function isUnknownProject(error: unknown): boolean {
+  const { code, constraint } = error as { code?: unknown; constraint?: unknown };
+  return code === foreignKeyViolation && String(constraint).endsWith("_project_id_fkey");
+}
+
+export function unknownProject(project: string): Refusal {
+  const advice = "Create a key for it first: turnkeeper key create --project ID.";
+  return new Refusal("unknown_project", `There is no project '${project}'. ${advice}`, "project");
+}
+
 /** A lost race for an idempotency key: undo what this transaction did and read the winner. */
 class LostRace extends Error {}
 
@@ -277,7 +290,7 @@ class LostRace extends Error {}
  * Puts a turn on record [1]: the turn, its staged input, its place in the queue and the
  * conversation's lock if it is free [2], in one transaction.
  *
- * @throws Refusal `conversation_busy`, `queue_full`, `conversation_not_found`,
+ * @throws Refusal `unknown_project`, `conversation_busy`, `queue_full`, `conversation_not_found`,
  *   `previous_response_not_found`, `previous_response_unusable`, `unanswered_calls`, `unknown_call`
  *   or `idempotency_key_reused`.
  */
@@ -295,6 +308,7 @@ export async function admitTurn(database: Database, admission: Admission): Promi
       return { turn, isNew: true };
     });
   } catch (error) {
+    if (isUnknownProject(error)) throw unknownProject(admission.project);
     if (!(error instanceof LostRace || error instanceof Refusal)) throw error;
     // The same request may have come twice at once: what refuses one may be the other's turn.
     const winner = await findRepetition(database, admission);

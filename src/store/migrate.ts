@@ -1,5 +1,6 @@
 import { readdir, readFile } from "node:fs/promises";
 import type { Database, Queryable } from "./database.ts";
+import { makePartitions } from "./upkeep.ts";
 
 const folder = new URL("./migrations/", import.meta.url);
 
@@ -40,7 +41,7 @@ async function appliedNumbers(queryable: Queryable): Promise<Set<number>> {
  */
 export async function migrate(database: Database): Promise<string[]> {
   const migrations = await readMigrations();
-  return database.transaction(async (tx) => {
+  const applied = await database.transaction(async (tx) => {
     await tx.query("SELECT pg_advisory_xact_lock($1)", [migrationLock]);
     await tx.query(
       `CREATE TABLE IF NOT EXISTS schema_migrations (
@@ -57,4 +58,7 @@ export async function migrate(database: Database): Promise<string[]> {
     }
     return missing.map((migration) => migration.name);
   });
+  // The first turns must not find the default partition only, whose events are never dropped.
+  await makePartitions(database, 1);
+  return applied;
 }

@@ -30,7 +30,7 @@ const agentName = /^[A-Za-z0-9][A-Za-z0-9_.:-]{0,63}$/;
  * parameters and limits.
  *
  * @throws TypeError when the name has other characters than letters, digits and `_ . : -`,
- *   or more than 64.
+ *   or more than 64, or a limit is no whole number above 0.
  */
 export function defineAgent(
   definition: Pick<AgentDefinition, "name" | "model"> & Partial<AgentDefinition>,
@@ -39,6 +39,13 @@ export function defineAgent(
     throw new TypeError(
       `An agent's name has 1 to 64 letters, digits or _ . : - characters; got ${JSON.stringify(definition.name)}.`,
     );
+  }
+  for (const [name, limit] of Object.entries(definition.limits ?? {})) {
+    if (!Number.isInteger(limit) || limit < 1) {
+      throw new TypeError(
+        `The limit '${name}' of agent '${definition.name}' must be a whole number above 0.`,
+      );
+    }
   }
   const whole: AgentDefinition = {
     name: definition.name,

@@ -227,6 +227,7 @@ export const refusalRules = {
   origin_not_allowed: { httpStatus: 403, type: "permission_error" },
   invalid_api_key: { httpStatus: 401, type: "authentication_error" },
   unknown_agent: { httpStatus: 404, type: "invalid_request_error" },
+  unknown_project: { httpStatus: 404, type: "invalid_request_error" },
   model_not_found: { httpStatus: 404, type: "invalid_request_error" },
   conversation_not_found: { httpStatus: 404, type: "invalid_request_error" },
   item_not_found: { httpStatus: 404, type: "invalid_request_error" },
