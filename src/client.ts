@@ -3,6 +3,7 @@ import { openPostgres } from "./store/postgres.ts";
 import { createEngine, findSearchAttributes } from "./engine.ts";
 import type { Engine } from "./engine.ts";
 import { EventHub } from "./events/hub.ts";
+import { tellWorkflows } from "./grants.ts";
 import { admitTurn } from "./store/admission.ts";
 import type { Admission, Admitted, BusyMode } from "./store/admission.ts";
 import { listAgents } from "./store/agents.ts";
@@ -52,11 +53,11 @@ export interface TurnResult {
 }
 
 /**
- * Begins a turn's first step in this process.
+ * Begins a turn's first step in this process, and calls `tell` to have Temporal told of the turn.
  *
- * @param started resolves when Temporal knows the turn, or could not be told for a long time.
+ * @returns false, and does nothing, where there is too much to do.
  */
-export type HeadStart = (turn: Turn, started: Promise<void>) => void;
+export type HeadStart = (turn: Turn, tell: () => Promise<void>) => boolean;
 
 export interface ClientParts {
   database: Database;
@@ -102,9 +103,11 @@ export class TurnHandle {
   /** False when the same request had started the turn before. */
   readonly isNew: boolean;
   readonly #turns: Turns;
+  readonly #turn: Turn;
 
   constructor(turns: Turns, turn: Turn, isNew: boolean) {
     this.#turns = turns;
+    this.#turn = turn;
     this.id = turn.id;
     this.conversationId = turn.conversationId;
     this.isNew = isNew;
@@ -125,7 +128,7 @@ export class TurnHandle {
 
   /** Waits for the end of the turn, however it ends. */
   async result(options: { signal?: AbortSignal } = {}): Promise<TurnResult> {
-    const turn = await this.#turns.waitForEnd(await this.#turns.read(this.id), options.signal);
+    const turn = await this.#turns.waitForEnd(this.#turn, options.signal);
     const text = outputText((turn.output ?? []) as Item[]);
     return { status: turn.status, text, response: responseObject(turn), turn };
   }
@@ -154,18 +157,20 @@ export class Turns {
    */
   async start(input: StartTurn, options: StartOptions = {}): Promise<TurnHandle> {
     const { agent, ...body } = input;
-    const { turn, isNew } = await this.admit(
-      { ...body, model: agent ?? body.model ?? null },
-      options,
-    );
+    const request = { ...body, model: agent ?? body.model ?? null };
+    const { turn, isNew, started } = await this.admit(request, options);
+    await started;
     return new TurnHandle(this, turn, isNew);
   }
 
-  /** Like {@link start}, for callers that want the record itself. */
+  /**
+   * Like {@link start}, for callers that want the record itself. `started` resolves when Temporal
+   * knows the turn or could not be told; a process that lives on need not wait for it.
+   */
   async admit(
     body: ResponseRequest,
     options: StartOptions = {},
-  ): Promise<{ turn: Turn; isNew: boolean }> {
+  ): Promise<Admitted & { started: Promise<void> }> {
     const { database, engine, headStart } = this.#parts;
     const { idempotencyKey } = options;
     if (idempotencyKey !== undefined && !idempotencyKeyPattern.test(idempotencyKey)) {
@@ -185,12 +190,13 @@ export class Turns {
         whenBusy: options.whenBusy ?? "reject",
       }),
     );
-    if (admitted.turn.status !== "admitted") return admitted;
+    const { turn, isNew } = admitted;
+    if (turn.status !== "admitted") return { ...admitted, started: Promise.resolve() };
+    if (isNew && headStart?.(turn, () => this.#tell(turn))) {
+      return { ...admitted, started: Promise.resolve() };
+    }
     // On record it cannot be lost; if Temporal is away, the janitor starts it later.
-    if (headStart !== undefined && admitted.isNew)
-      headStart(admitted.turn, this.#tell(admitted.turn));
-    else await engine.startTurn(admitted.turn).catch(() => {});
-    return admitted;
+    return { ...admitted, started: engine.startTurn(turn).catch(() => {}) };
   }
 
   async #putOnRecord(admission: Admission): Promise<Admitted> {
@@ -266,13 +272,13 @@ export class Turns {
     options: { after?: number; signal?: AbortSignal } = {},
   ): Promise<AsyncIterable<RecordedEvent[]>> {
     const after = options.after ?? -1;
-    if (isTerminal(turn.status)) return this.#readEnded(turn, await this.#readPage(turn, after));
     const last = after < 0 ? after : await this.#lastNumber(turn.id);
     if (after > last) {
       // It would keep the hub from seeing what comes before that number.
       const problem = `The last event of this response so far has number ${last}.`;
       throw new Refusal("invalid_value", problem, "starting_after");
     }
+    if (isTerminal(turn.status)) return this.#readEnded(turn, await this.#readPage(turn, after));
     return this.#parts.hub.subscribe(turn, after, options.signal);
   }
 
@@ -307,9 +313,7 @@ export class Turns {
     else {
       hub.wake();
       await database.notify("turnkeeper_events", "");
-      const granted =
-        outcome.granted === null ? null : await readTurn(database, this.project, outcome.granted);
-      if (granted !== null) await engine.startGranted(granted).catch(() => {});
+      await tellWorkflows(database, engine, outcome);
     }
     // Second, so that the worker has ended the turn by the time that the workflow looks.
     await engine.cancelWorkflow(turn.id).catch(() => {});

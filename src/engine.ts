@@ -96,11 +96,14 @@ function attributesOf(turn: Turn, known: ReadonlySet<SearchAttributeName>): Type
   return new TypedSearchAttributes(pairs);
 }
 
-/** The SDK would try for longer; whoever starts a turn must not wait, for the turn is on record. */
+/** The SDK would try for longer; nobody must wait that long, for the turn is on record. */
 const callTimeoutMs = 5_000;
 
 export function createEngine(options: EngineOptions): Engine {
-  const { workflow } = options.client;
+  const { client } = options;
+  const { workflow } = client;
+  const within = <Result>(call: () => Promise<Result>): Promise<Result> =>
+    client.withDeadline(Date.now() + callTimeoutMs, call);
   /** Returns false when there is such a workflow already. */
   async function start(turn: Turn, ifRunning: WorkflowIdConflictPolicy): Promise<boolean> {
     const startOptions: WorkflowStartOptions = {
@@ -112,11 +115,8 @@ export function createEngine(options: EngineOptions): Engine {
       staticSummary: `${turn.agent} on ${turn.model}`.slice(0, maxSummaryChars),
       requestEagerStart: options.eagerStart,
     };
-    const deadline = Date.now() + callTimeoutMs;
     try {
-      await options.client.withDeadline(deadline, () =>
-        workflow.start(turnWorkflowType, startOptions),
-      );
+      await within(() => workflow.start(turnWorkflowType, startOptions));
       return true;
     } catch (error) {
       if (error instanceof WorkflowExecutionAlreadyStartedError) return false;
@@ -129,11 +129,11 @@ export function createEngine(options: EngineOptions): Engine {
     },
     async startGranted(turn) {
       if (await start(turn, WorkflowIdConflictPolicy.FAIL)) return;
-      await workflow.getHandle(turn.id).signal(grantedSignalName);
+      await within(() => workflow.getHandle(turn.id).signal(grantedSignalName));
     },
     async currentRun(turnId) {
       try {
-        const { runId, status } = await workflow.getHandle(turnId).describe();
+        const { runId, status } = await within(() => workflow.getHandle(turnId).describe());
         return { runId, isRunning: status.name === "RUNNING" };
       } catch (error) {
         if (error instanceof WorkflowNotFoundError) return null;
@@ -142,7 +142,7 @@ export function createEngine(options: EngineOptions): Engine {
     },
     async cancelWorkflow(turnId) {
       try {
-        await workflow.getHandle(turnId).cancel();
+        await within(() => workflow.getHandle(turnId).cancel());
       } catch (error) {
         if (!(error instanceof WorkflowNotFoundError)) throw error;
       }

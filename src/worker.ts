@@ -13,7 +13,7 @@ import type { HeadStart } from "./client.ts";
 import type { Config } from "./config.ts";
 import { createEngine, findSearchAttributes } from "./engine.ts";
 import type { Engine } from "./engine.ts";
-import { createGrants } from "./grants.ts";
+import { tellWorkflows } from "./grants.ts";
 import type { EventHub } from "./events/hub.ts";
 import { Announcer } from "./events/announcer.ts";
 import { EventWriter } from "./events/writer.ts";
@@ -53,7 +53,10 @@ export interface TurnWorker {
   headStart: HeadStart;
   /** Resolves when the worker has stopped; rejects when it broke. */
   run(): Promise<void>;
-  /** Stops taking work and lets running calls end, within `shutdownGraceMs`. */
+  /**
+   * Stops taking work and lets running calls end, within `shutdownGraceMs`. Before `run`, it makes
+   * that return at once.
+   */
   shutdown(): void;
 }
 
@@ -131,13 +134,17 @@ export async function createWorker(options: TurnWorkerOptions): Promise<TurnWork
     shutdownGraceTime: options.shutdownGraceMs,
   });
   const janitor = new Janitor({ ...parts, engine }, options.janitor);
+  let isStopped = false;
   return {
     engine,
-    headStart: (turn, started) => headStarts.begin(turn, started),
+    headStart: (turn, tell) => headStarts.begin(turn, tell),
     async run() {
-      janitor.start();
+      if (!isStopped) janitor.start();
       try {
-        await worker.run();
+        const running = worker.run();
+        // What was asked for before it ran; only a worker that runs can be let go of.
+        if (isStopped) worker.shutdown();
+        await running;
       } finally {
         await headStarts.close(options.shutdownGraceMs);
         await janitor.close();
@@ -145,6 +152,7 @@ export async function createWorker(options: TurnWorkerOptions): Promise<TurnWork
       }
     },
     shutdown() {
+      isStopped = true;
       if (worker.getState() === "RUNNING") worker.shutdown();
     },
   };
@@ -167,7 +175,10 @@ async function openParts(
     agents: createAgentReader(database),
     runningTurns: await RunningTurns.open(database),
     currentRun: async (turnId) => (await engine.currentRun(turnId))?.runId ?? null,
-    startGranted: createGrants(database, engine, log),
+    tellOfEnding(aftermath) {
+      for (const { id, events } of aftermath.turns) announce(id, events);
+      void tellWorkflows(database, engine, aftermath, log);
+    },
     announce,
     log,
   };

@@ -111,7 +111,7 @@ describeOnBoth("[6] EventHub", (open) => {
     expect(await Promise.all(together)).toEqual([upTo(last, 30), upTo(last), upTo(last, 5)]);
   });
 
-  test("ends a subscription when its reader leaves, and all when it closes", async () => {
+  test("ends a subscription when its reader leaves, and breaks off all others when it closes", async () => {
     const { database } = open;
     const turn = await running(database);
     const hub = await openHub(database);
@@ -120,8 +120,9 @@ describeOnBoth("[6] EventHub", (open) => {
     const stayed = numbersOf(hub.subscribe(turn, -1));
     leaving.abort();
     await left;
+    const broken = expect(stayed).rejects.toMatchObject({ code: "closed" });
     await hub.close();
-    await stayed;
+    await broken;
   });
 });
 
@@ -222,7 +223,9 @@ describeOnPostgres("[6] EventHub, with many readers", (open: OpenDatabase) => {
     hubs.delete(hub);
     const closed = hub.close();
     gates[1]?.resolve();
-    await Promise.all([...slow, closed]);
+    const broken = await Promise.allSettled(slow);
+    expect(broken.filter((reader) => reader.status === "fulfilled")).toEqual([]);
+    await closed;
   });
 
   test("hears again after its listening connection was cut", async () => {

@@ -66,8 +66,7 @@ function endingFor(reason: EndReason): Ending {
 async function askOwner(parts: Parts, turn: Turn): Promise<TurnEnd | null> {
   const asked = await cancelTurn(parts.database, turn);
   if (asked.outcome === "ended") {
-    parts.announce(turn.id, asked.events);
-    if (asked.granted !== null) parts.startGranted(asked.granted);
+    parts.tellOfEnding(asked);
     return { status: asked.status };
   }
   await parts.database.notify("turnkeeper_cancels", turn.id);

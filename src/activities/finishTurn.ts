@@ -7,8 +7,8 @@ import { persist } from "./persist.ts";
 import { retryLater } from "./stepContext.ts";
 
 /**
- * Ends a turn and tells everyone who waits: subscribers, and the next turn in the
- * queue. A turn that has ended meanwhile keeps its ending.
+ * Ends a turn and tells everyone who waits: subscribers, and the next turns in the queue. A turn that
+ * has ended meanwhile keeps its ending.
  *
  * @throws a retryable failure when this writer has been replaced; the retry reads the record.
  */
@@ -21,8 +21,7 @@ export async function finishTurn(
 ): Promise<{ next: "end" } & TurnEnd> {
   const ended = await persist(() => endTurn(parts.database, turn, ending, by), signal);
   if (ended.outcome === "fenced") throw retryLater("fenced");
-  if (ended.outcome === "ended") parts.announce(turn.id, ended.events);
-  if (ended.granted !== null) parts.startGranted(ended.granted);
+  if (ended.outcome === "ended") parts.tellOfEnding(ended);
   const { status, failureClass } = ended;
   return { next: "end", status, ...(failureClass === undefined ? {} : { failureClass }) };
 }

@@ -36,8 +36,10 @@ export class HeadStarts {
   readonly #parts: Parts;
   readonly #maxRunning: number;
   readonly #running = new Map<string, HeadStart>();
-  /** Those that have ended, for the attempts that come to join them. */
-  readonly #outcomes = new LRUCache<string, HeadStart>({ max: maxOutcomes, ttl: keepOutcomeMs });
+  /** Those that have finished their step, for the attempts that come to join them. */
+  readonly #finished = new LRUCache<string, HeadStart>({ max: maxOutcomes, ttl: keepOutcomeMs });
+  /** Those whose step is to be tried again, until the provider's delay is over or handed on. */
+  readonly #failed = new Map<string, HeadStart>();
   #timer: NodeJS.Timeout | null = null;
   #isClosing = false;
 
@@ -50,22 +52,24 @@ export class HeadStarts {
   /**
    * Begins the first step of a turn that was just admitted, unless there is too much to do.
    *
-   * @param started settles when Temporal knows the turn. Until then the turn counts as running here,
-   *   so that a process cannot run far ahead of its Temporal.
+   * @param tell has Temporal told of the turn. Until then the turn counts as running here, so that a
+   *   process cannot run far ahead of its Temporal.
+   * @returns whether it began; `tell` was not called if not.
    */
-  begin(turn: Turn, started: Promise<void>): void {
-    if (this.#isClosing || this.#running.size >= this.#maxRunning) return;
+  begin(turn: Turn, tell: () => Promise<void>): boolean {
+    if (this.#isClosing || this.#running.size >= this.#maxRunning) return false;
     const fence = { turnId: turn.id, step: 1, runId: headStartRunId(), attempt: 1 };
     const takenBack = new AbortController();
     const verdict = this.#run(fence, takenBack.signal);
     const headStart = { fence, takenBack, verdict };
     this.#running.set(turn.id, headStart);
     const ended = verdict.then(
-      () => this.#outcomes.set(turn.id, headStart),
+      () => this.#finished.set(turn.id, headStart),
       (error: unknown) => this.#fail(headStart, error),
     );
-    void Promise.all([ended, started]).finally(() => this.#running.delete(turn.id));
+    void Promise.all([ended, tell()]).finally(() => this.#running.delete(turn.id));
     this.#timer ??= setInterval(() => this.#markAlive(), markAliveEveryMs);
+    return true;
   }
 
   /**
@@ -74,18 +78,21 @@ export class HeadStarts {
    */
   async join(fence: Fence, cancellationSignal: AbortSignal): Promise<StepVerdict | null> {
     if (fence.step !== 1) return null;
-    const isRunning = this.#running.has(fence.turnId);
-    const headStart = this.#running.get(fence.turnId) ?? this.#outcomes.get(fence.turnId);
+    const { turnId } = fence;
+    const finished = this.#finished.get(turnId);
+    const headStart = finished ?? this.#failed.get(turnId) ?? this.#running.get(turnId);
     if (headStart === undefined) return null;
     const takeBack = () => headStart.takenBack.abort();
     cancellationSignal.addEventListener("abort", takeBack);
     if (cancellationSignal.aborted) takeBack();
     try {
-      if (isRunning) await adoptHeadStart(this.#parts.database, headStart.fence, fence.runId);
+      const hasEnded = finished !== undefined && (await finished.verdict).next === "end";
+      if (!hasEnded) await adoptHeadStart(this.#parts.database, headStart.fence, fence.runId);
       return await headStart.verdict;
     } finally {
-      // Whatever has come of it, a later attempt starts from the record.
-      this.#outcomes.delete(fence.turnId);
+      // Whatever has come of it, a later attempt starts from the record; the delay is Temporal's now.
+      this.#finished.delete(turnId);
+      if (this.#failed.delete(turnId)) this.#abandon(headStart);
     }
   }
 
@@ -98,6 +105,7 @@ export class HeadStarts {
     await Promise.allSettled(running.map((each) => each.verdict));
     clearTimeout(timer);
     if (this.#timer !== null) clearInterval(this.#timer);
+    for (const headStart of this.#failed.values()) this.#abandon(headStart);
   }
 
   async #run(fence: Fence, takenBack: AbortSignal): Promise<StepVerdict> {
@@ -109,19 +117,30 @@ export class HeadStarts {
     return runModelStep(this.#parts, fence, claimed, takenBack);
   }
 
+  /**
+   * The step is given up for the workflow's activity: where it comes to this process it hears the
+   * failure and its delay, elsewhere it waits while this process keeps the step alive.
+   */
   #fail(headStart: HeadStart, cause: unknown): void {
-    const { fence } = headStart;
-    const { database, log } = this.#parts;
-    log.info({ turn: fence.turnId, reason: String(cause) }, "a head start ended without its step");
-    // The activity's next attempt need not wait until the owner looks dead.
-    abandonHeadStart(database, fence).catch(() => {});
-    // The attempt that comes to join still has to hear how long the provider asks to wait.
-    if (cause instanceof ApplicationFailure) this.#outcomes.set(fence.turnId, headStart);
+    const { turnId } = headStart.fence;
+    this.#parts.log.info({ turn: turnId, reason: String(cause) }, "a head start ended too early");
+    const delayMs = cause instanceof ApplicationFailure ? Number(cause.nextRetryDelay ?? 0) : 0;
+    this.#failed.set(turnId, headStart);
+    const giveUp = (): void => {
+      if (this.#failed.delete(turnId)) this.#abandon(headStart);
+    };
+    if (this.#isClosing) giveUp();
+    else setTimeout(giveUp, delayMs).unref();
+  }
+
+  #abandon({ fence }: HeadStart): void {
+    // If this does not come through, the step is taken over once its owner looks dead.
+    abandonHeadStart(this.#parts.database, fence).catch(() => {});
   }
 
   #markAlive(): void {
-    if (this.#running.size === 0) return;
-    const turnIds = [...this.#running.keys()];
+    const turnIds = [...this.#running.keys(), ...this.#failed.keys()];
+    if (turnIds.length === 0) return;
     markHeadStartsAlive(this.#parts.database, turnIds).catch(() => {});
   }
 }

@@ -25,8 +25,11 @@ export async function readModelCall(
   agent: Agent,
   step: number,
 ): Promise<NextModelCall> {
+  const { conversation, previousTurnId } = turn.request;
+  // A conversation that was made for this turn has nothing in it, and nobody writes to it meanwhile.
+  const isNew = conversation === null && previousTurnId === null;
   const [history, steps] = await Promise.all([
-    readHistory(database, turn.project, turn.conversationId),
+    isNew ? [] : readHistory(database, turn.project, turn.conversationId),
     step === 1 ? [] : readFinishedSteps(database, turn.id),
   ]);
   const { input } = turn.request;

@@ -3,6 +3,7 @@ import { ApplicationFailure, Context } from "@temporalio/activity";
 import { claimStep } from "../store/claims.ts";
 import type { Claim, StepToClaim } from "../store/claims.ts";
 import type { Fence } from "../store/fence.ts";
+import { isHeadStartAlive } from "../store/headStarts.ts";
 import { retryDelayMs } from "../turn/backoff.ts";
 import type { Failure } from "../turn/failures.ts";
 import type { Turn } from "../turn/turn.ts";
@@ -14,7 +15,7 @@ import { StepStopped } from "./runningTurns.ts";
 const heartbeatEveryMs = 1_000;
 
 /** How often an attempt looks whether another process's head start has ended. */
-const headStartLookMs = 250;
+const headStartLookMs = 500;
 
 /** The fence of the step that this activity attempt works on [3]. */
 export function currentFence(step: number): Fence {
@@ -43,8 +44,17 @@ export async function claimForAttempt(
     );
     if (claimed.outcome === "unknown_turn") throw failForGood("unknown_turn");
     if (claimed.outcome !== "head_started") return claimed;
-    await delay(headStartLookMs, undefined, { signal: cancellationSignal });
+    await headStartEnd(parts, fence.turnId, cancellationSignal);
   }
+}
+
+/** Waits while another process is at the turn's first step, without touching its rows. */
+async function headStartEnd(parts: Parts, turnId: string, signal: AbortSignal): Promise<void> {
+  do {
+    await delay(headStartLookMs, undefined, { signal }).catch(() => {
+      throw retryLater("handover");
+    });
+  } while (await persist(() => isHeadStartAlive(parts.database, turnId), signal));
 }
 
 /**

@@ -26,6 +26,16 @@ export const defaultEventHubSettings: EventHubSettings = {
   maxBatchBytes: 64 * 1024,
 };
 
+/** This process stops; the stream goes on by number elsewhere. */
+export class HubClosed extends Error {
+  readonly code = "closed";
+
+  constructor() {
+    super("Turnkeeper was closed while it waited for events; read on by number elsewhere.");
+    this.name = "HubClosed";
+  }
+}
+
 /** A turn that has subscribers here: what was read of it last, shared by all of them. */
 interface WatchedTurn {
   key: EventKey;
@@ -85,8 +95,9 @@ export class EventHub {
 
   /**
    * The events of a turn after number `after` (-1: from the beginning), in batches, until its
-   * terminal event, without gaps and without repetition. Ends early when `signal` aborts or the hub
-   * closes.
+   * terminal event, without gaps and without repetition. Ends early when `signal` aborts.
+   *
+   * @throws HubClosed when the hub closes before: an end would look like the end of the turn.
    */
   async *subscribe(
     key: EventKey,
@@ -105,6 +116,7 @@ export class EventHub {
         yield batch;
         if (isTerminalEvent(recordedType(last.body))) return;
       }
+      if (signal?.aborted !== true) throw new HubClosed();
     } finally {
       turn.subscribers -= 1;
       if (turn.subscribers === 0) this.#watched.delete(key.id);

@@ -44,8 +44,22 @@ export interface EndingCondition {
   ifStep?: Fence;
 }
 
+/** A turn and the events of its end, which nobody has been told of. */
+export interface EndedTurn {
+  id: string;
+  events: RecordedEvent[];
+}
+
+/** What an ending did that others wait for. */
+export interface Aftermath {
+  /** The turn itself, then those that were passed over when its conversation was granted. */
+  turns: EndedTurn[];
+  /** The turn that holds the conversation now; the caller starts its workflow. */
+  granted: string | null;
+}
+
 export type Ended =
-  | (TurnEnd & { outcome: "ended"; granted: string | null; events: RecordedEvent[] })
+  | (TurnEnd & Aftermath & { outcome: "ended" })
   /** The turn had ended before: its status decides [1]. */
   | (TurnEnd & { outcome: "already"; granted: null })
   /** The writer has been replaced, or the condition does not hold; nothing was changed [3]. */
@@ -256,12 +270,12 @@ async function endInside(
     grantNext(tx, turn),
     appendEvents(tx, turn, events, last?.nextOutputIndex),
   ]);
-  const granted = next === null ? null : await passOverUnanswering(tx, next, conversationId);
+  const { turns, granted } = await passOverUnanswering(tx, next, conversationId);
   return {
     outcome: "ended",
     ...turnEnd(ending.status, turn.failure),
+    turns: [{ id: turn.id, events: recorded }, ...turns],
     granted,
-    events: recorded,
   };
 }
 
@@ -269,13 +283,14 @@ async function endInside(
  * A turn was queued before anybody knew which calls it would have to answer. If it does not answer
  * them it fails as it would have at admission [9], and the next one is granted.
  *
- * @returns the turn that holds the conversation in the end.
+ * @returns the turns that failed so, and the one that holds the conversation in the end.
  */
 async function passOverUnanswering(
   tx: Transaction,
-  turnId: string,
+  turnId: string | null,
   conversationId: string,
-): Promise<string | null> {
+): Promise<Aftermath> {
+  if (turnId === null) return { turns: [], granted: null };
   const { pending_calls: pending, request } = await one(
     tx.query<{ pending_calls: string; request: string }>(
       `SELECT conversations.pending_calls, turns.request
@@ -286,13 +301,13 @@ async function passOverUnanswering(
   );
   try {
     checkAnswers(JSON.parse(pending) as string[], JSON.parse(request) as Turn["request"]);
-    return turnId;
+    return { turns: [], granted: turnId };
   } catch (error) {
     if (!(error instanceof Refusal)) throw error;
     const reason = failure("unanswered_calls", error.message, { code: error.code });
     const failed: Ending = { status: "failed", failure: reason };
     const ended = await endInside(tx, turnId, conversationId, failed, {});
-    return ended.granted;
+    return ended.outcome === "ended" ? ended : { turns: [], granted: ended.granted };
   }
 }
 
@@ -300,7 +315,7 @@ async function passOverUnanswering(
  * Ends a turn in one transaction [1]: its last step, items, usage, status, the conversation's lock
  * and the last event, all or none. A turn that has ended stays as it is.
  *
- * @returns with `granted`, the turn that holds the conversation now; the caller starts its workflow.
+ * @returns with an {@link Aftermath}, of which the caller tells.
  */
 export function endTurn(
   database: Database,
@@ -317,7 +332,7 @@ export function endTurn(
 }
 
 export type CancelOutcome =
-  | (TurnEnd & { outcome: "ended"; granted: string | null; events: RecordedEvent[] })
+  | (TurnEnd & Aftermath & { outcome: "ended" })
   /** A worker or the workflow will end it. */
   | { outcome: "requested" };
 
@@ -334,7 +349,7 @@ export function cancelTurn(
     if (before === undefined) return { outcome: "requested" };
     if (isTerminal(before.status)) {
       const end = turnEnd(before.status, before.failure);
-      return { outcome: "ended", ...end, granted: null, events: [] };
+      return { outcome: "ended", ...end, turns: [], granted: null };
     }
     if (before.runId === null) {
       const cancelled: Ending = { status: "cancelled" };

@@ -11,6 +11,8 @@ export interface WorkerProcessOptions {
   temporalAddress: string;
   taskQueue: string;
   openaiBaseUrl: string;
+  /** Default `worker`. */
+  role?: "worker" | "serve";
   environment?: Record<string, string>;
 }
 
@@ -37,9 +39,9 @@ process.on("exit", () => {
  */
 export async function startWorkerProcess(
   options: WorkerProcessOptions,
-  message = "worker started",
+  message = `${options.role ?? "worker"} started`,
 ): Promise<WorkerProcess> {
-  const child = spawn(process.execPath, [cli, "worker"], {
+  const child = spawn(process.execPath, [cli, options.role ?? "worker"], {
     env: {
       PATH: process.env["PATH"],
       HOME: process.env["HOME"],
