@@ -80,7 +80,7 @@ const worker = await createWorker({
   tools: [],
   log,
   workflowBundle,
-  maxModelSteps: 250,
+  maxConcurrentSteps: 250,
   shutdownGraceMs: 1_000,
 });
 const running = worker.run();

@@ -3,7 +3,6 @@ import { openPostgres } from "./store/postgres.ts";
 import { createEngine, findSearchAttributes } from "./engine.ts";
 import type { Engine } from "./engine.ts";
 import { EventHub } from "./events/hub.ts";
-import { tellWorkflows } from "./grants.ts";
 import { admitTurn } from "./store/admission.ts";
 import type { Admission, Admitted, BusyMode } from "./store/admission.ts";
 import { listAgents } from "./store/agents.ts";
@@ -313,7 +312,9 @@ export class Turns {
     else {
       hub.wake();
       await database.notify("turnkeeper_events", "");
-      await tellWorkflows(database, engine, outcome);
+      const granted =
+        outcome.granted === null ? null : await readTurn(database, this.project, outcome.granted);
+      if (granted !== null) await engine.startGranted(granted).catch(() => {});
     }
     // Second, so that the worker has ended the turn by the time that the workflow looks.
     await engine.cancelWorkflow(turn.id).catch(() => {});

@@ -33,7 +33,7 @@ export const environment = z.object({
   TURNKEEPER_HOST: z.string().min(1).default("127.0.0.1"),
   TURNKEEPER_PORT: port.default(7823),
   TURNKEEPER_MAX_BODY_BYTES: count.default(maxBodyBytesDefault),
-  TURNKEEPER_MAX_MODEL_STEPS: count.default(250),
+  TURNKEEPER_MAX_CONCURRENT_STEPS: count.default(250),
   TURNKEEPER_MAX_DATABASE_CONNECTIONS: count.default(20),
   TURNKEEPER_CONNECT_TIMEOUT_MS: milliseconds.default(10_000),
   TURNKEEPER_HEADERS_TIMEOUT_MS: milliseconds.default(600_000),
@@ -67,7 +67,7 @@ export interface Config {
   isPortGiven: boolean;
   maxBodyBytes: number;
   /** Model calls and tool calls that one worker runs at a time. */
-  maxModelSteps: number;
+  maxConcurrentSteps: number;
   shutdownGraceMs: number;
   /** How long events can be streamed again after their turn's day. */
   eventRetentionDays: number;
@@ -112,7 +112,7 @@ export function readConfig(
     port: env.TURNKEEPER_PORT,
     isPortGiven: given["TURNKEEPER_PORT"] !== undefined || options.port !== undefined,
     maxBodyBytes: env.TURNKEEPER_MAX_BODY_BYTES,
-    maxModelSteps: env.TURNKEEPER_MAX_MODEL_STEPS,
+    maxConcurrentSteps: env.TURNKEEPER_MAX_CONCURRENT_STEPS,
     shutdownGraceMs: env.TURNKEEPER_SHUTDOWN_GRACE_MS,
     eventRetentionDays: env.TURNKEEPER_EVENT_RETENTION_DAYS,
     janitorRoundMs: env.TURNKEEPER_JANITOR_ROUND_MS,

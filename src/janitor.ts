@@ -1,23 +1,27 @@
 import type { Logger } from "pino";
+import { tellOfEnding } from "./activities/finishTurn.ts";
 import type { Engine } from "./engine.ts";
 import type { Database } from "./store/database.ts";
 import { endTurn } from "./store/endings.ts";
 import type { Ending } from "./store/endings.ts";
+import { readTurnOfWorkflow } from "./store/turns.ts";
 import {
+  deleteOldDefaultEvents,
   dropOldPartitions,
   findExpiredQueuedTurns,
   findStaleTurns,
   makePartitions,
   takeUpkeepTurn,
 } from "./store/upkeep.ts";
+import type { UpkeepTurn } from "./store/upkeep.ts";
 import type { RecordedEvent } from "./turn/events.ts";
 import { failure } from "./turn/failures.ts";
-import type { Turn } from "./turn/turn.ts";
+import { isTerminal } from "./turn/turn.ts";
 
 export interface JanitorSettings {
   /** Time between two rounds of the deployment. */
   roundMs: number;
-  /** A turn younger than this is left to whoever admitted or granted it. */
+  /** A turn that was admitted or claimed less than this ago is left to whoever did so. */
   patienceMs: number;
   eventRetentionDays: number;
 }
@@ -28,8 +32,8 @@ export const defaultJanitorSettings: JanitorSettings = {
   eventRetentionDays: 30,
 };
 
-/** Turns that are read at a time; a round looks after all there are. */
-const pageTurns = 200;
+/** Turns that are read at a time; Temporal is asked for all of a page at once. */
+const pageTurns = 20;
 const partitionDaysAhead = 3;
 
 const expired: Ending = { status: "incomplete", incompleteReason: "deadline" };
@@ -44,8 +48,9 @@ export interface JanitorParts {
 }
 
 /**
- * Looks after what no workflow can: turns that nobody started, and turns whose workflow is gone. It
- * asks Temporal before it touches a turn and does nothing while Temporal is out of reach.
+ * Looks after what no workflow can: turns that nobody started, turns whose workflow is gone, queued
+ * ones that are too late, and old events. It asks Temporal before it touches a turn that may have a
+ * worker, and leaves it alone while Temporal is out of reach.
  */
 export class Janitor {
   readonly #parts: JanitorParts;
@@ -53,6 +58,8 @@ export class Janitor {
   #timer: NodeJS.Timeout | null = null;
   #round: Promise<void> = Promise.resolve();
   #isClosed = false;
+  /** Behind this turn the next round goes on; `null`: from the oldest one. */
+  #lookedAfter: string | null = null;
 
   constructor(parts: JanitorParts, settings: Partial<JanitorSettings> = {}) {
     this.#parts = parts;
@@ -80,57 +87,86 @@ export class Janitor {
   }
 
   async #makeRound(): Promise<void> {
-    const { database } = this.#parts;
     // A little less than a round, so that the same process may take the next one.
     const holdMs = this.#settings.roundMs * 0.9;
-    await takeUpkeepTurn(database, holdMs, async () => {
-      await makePartitions(database, partitionDaysAhead);
-      await dropOldPartitions(database, this.#settings.eventRetentionDays);
-      await this.#lookAfterStale();
-      for (const turn of await findExpiredQueuedTurns(database, pageTurns)) {
-        await this.#end(turn, expired);
-      }
+    await takeUpkeepTurn(this.#parts.database, holdMs, async () => {
+      const leaseEndsAt = performance.now() + holdMs;
+      const isOver = () => this.#isClosed || performance.now() > leaseEndsAt;
+      // The one that needs no Temporal comes first; none of them can keep the others from their turn.
+      await this.#try(() => this.#endExpired(isOver));
+      await this.#try(() => this.#tidyEvents(isOver));
+      if (!this.#isClosed) await this.#try(() => this.#lookAfterStale(isOver));
     });
   }
 
-  async #lookAfterStale(): Promise<void> {
+  /** Returns whether it worked: what fails is left to a later round. */
+  async #try(work: () => Promise<void>, turnId?: string): Promise<boolean> {
+    try {
+      await work();
+      return true;
+    } catch (error) {
+      const of = turnId === undefined ? {} : { turn: turnId };
+      this.#parts.log.warn(
+        { ...of, error: String(error) },
+        "the janitor leaves work to a later round",
+      );
+      return false;
+    }
+  }
+
+  async #endExpired(isOver: () => boolean): Promise<void> {
     const { database } = this.#parts;
     let after: string | null = null;
-    while (!this.#isClosed) {
-      const page: Turn[] = await findStaleTurns(
-        database,
-        this.#settings.patienceMs,
-        pageTurns,
-        after,
-      );
-      for (const turn of page) await this.#lookAfter(turn);
+    while (!isOver()) {
+      const page: UpkeepTurn[] = await findExpiredQueuedTurns(database, pageTurns, after);
+      for (const turn of page) await this.#try(() => this.#end(turn, expired), turn.id);
       after = page.at(-1)?.id ?? null;
       if (page.length < pageTurns) return;
     }
   }
 
-  async #lookAfter(turn: Turn): Promise<void> {
-    const { engine, log } = this.#parts;
+  async #tidyEvents(isOver: () => boolean): Promise<void> {
+    const { database } = this.#parts;
+    const { eventRetentionDays } = this.#settings;
+    await makePartitions(database, partitionDaysAhead);
+    await dropOldPartitions(database, eventRetentionDays);
+    while (!isOver()) {
+      const turns = await deleteOldDefaultEvents(database, eventRetentionDays, pageTurns);
+      if (turns < pageTurns) return;
+    }
+  }
+
+  /** Looks after at least one page; where its lease ends this round, the next one goes on. */
+  async #lookAfterStale(isOver: () => boolean): Promise<void> {
+    const { database } = this.#parts;
+    const { patienceMs } = this.#settings;
+    do {
+      const page = await findStaleTurns(database, patienceMs, pageTurns, this.#lookedAfter);
+      this.#lookedAfter = page.length < pageTurns ? null : (page.at(-1)?.id ?? null);
+      const looks = page.map((turn) => this.#try(() => this.#lookAfter(turn), turn.id));
+      // When no turn of a page can be looked after, Temporal is out of reach.
+      if (!(await Promise.all(looks)).includes(true)) return;
+    } while (this.#lookedAfter !== null && !isOver());
+  }
+
+  async #lookAfter(turn: UpkeepTurn): Promise<void> {
+    const { database, engine, log } = this.#parts;
     const run = await engine.currentRun(turn.id);
     // However slow it is, a running workflow ends its turn itself.
     if (run?.isRunning) return;
-    if (run === null) {
-      if (turn.deadlineAt.getTime() < Date.now()) return this.#end(turn, expired);
-      log.info({ turn: turn.id }, "starting a turn that Temporal does not know");
-      // One that Temporal refuses must not keep the others from being looked after.
-      await engine.startTurn(turn).catch((error: unknown) => {
-        log.warn({ turn: turn.id, error: String(error) }, "a turn could not be started");
-      });
-      return;
+    if (run !== null) {
+      log.warn({ turn: turn.id }, "ending a turn whose workflow closed without an ending");
+      return this.#end(turn, { status: "failed", failure: failure("workflow_gone") });
     }
-    log.warn({ turn: turn.id }, "ending a turn whose workflow closed without an ending");
-    await this.#end(turn, { status: "failed", failure: failure("workflow_gone") });
+    if (turn.deadlineAt.getTime() < Date.now()) return this.#end(turn, expired);
+    const whole = await readTurnOfWorkflow(database, turn.id);
+    if (whole === null || isTerminal(whole.status)) return;
+    log.info({ turn: turn.id }, "starting a turn that Temporal does not know");
+    await engine.startTurn(whole);
   }
 
-  async #end(turn: Turn, ending: Ending): Promise<void> {
+  async #end(turn: UpkeepTurn, ending: Ending): Promise<void> {
     const ended = await endTurn(this.#parts.database, turn, ending, { ifRunId: turn.runId });
-    if (ended.outcome !== "ended") return;
-    this.#parts.announce(turn.id, ended.events);
-    if (ended.granted !== null) this.#parts.startGranted(ended.granted);
+    if (ended.outcome === "ended") tellOfEnding(this.#parts, ended);
   }
 }

@@ -13,7 +13,7 @@ import type { HeadStart } from "./client.ts";
 import type { Config } from "./config.ts";
 import { createEngine, findSearchAttributes } from "./engine.ts";
 import type { Engine } from "./engine.ts";
-import { tellWorkflows } from "./grants.ts";
+import { createGrants } from "./grants.ts";
 import type { EventHub } from "./events/hub.ts";
 import { Announcer } from "./events/announcer.ts";
 import { EventWriter } from "./events/writer.ts";
@@ -41,7 +41,7 @@ export interface TurnWorkerOptions {
   /** Path of a prebuilt workflow bundle; without it the workflows are bundled at start (1.5 s). */
   workflowBundle?: string | null;
   /** Model calls and tool calls that run here at a time. */
-  maxModelSteps: number;
+  maxConcurrentSteps: number;
   /** Running calls have this long to end after a shutdown began; then others take them over. */
   shutdownGraceMs: number;
   janitor?: Partial<JanitorSettings>;
@@ -65,7 +65,7 @@ export function workerSettings(config: Config) {
   return {
     taskQueue: config.taskQueue,
     workflowBundle: config.workflowBundle,
-    maxModelSteps: config.maxModelSteps,
+    maxConcurrentSteps: config.maxConcurrentSteps,
     shutdownGraceMs: config.shutdownGraceMs,
     janitor: {
       roundMs: config.janitorRoundMs,
@@ -118,14 +118,14 @@ export async function createWorker(options: TurnWorkerOptions): Promise<TurnWork
     searchAttributes: await findSearchAttributes(client),
   });
   const parts = await openParts(options, tools, engine);
-  const headStarts = new HeadStarts(parts, options.maxModelSteps);
+  const headStarts = new HeadStarts(parts, options.maxConcurrentSteps);
   const worker = await Worker.create({
     connection: options.connection,
     namespace: client.options.namespace,
     taskQueue: options.taskQueue,
     ...workflowSource(options.workflowBundle),
     activities: createTurnActivities(parts, headStarts),
-    maxConcurrentActivityTaskExecutions: options.maxModelSteps,
+    maxConcurrentActivityTaskExecutions: options.maxConcurrentSteps,
     maxCachedWorkflows,
     workflowTaskPollerBehavior: pollers,
     activityTaskPollerBehavior: pollers,
@@ -175,10 +175,7 @@ async function openParts(
     agents: createAgentReader(database),
     runningTurns: await RunningTurns.open(database),
     currentRun: async (turnId) => (await engine.currentRun(turnId))?.runId ?? null,
-    tellOfEnding(aftermath) {
-      for (const { id, events } of aftermath.turns) announce(id, events);
-      void tellWorkflows(database, engine, aftermath, log);
-    },
+    startGranted: createGrants(database, engine, log),
     announce,
     log,
   };

@@ -2,8 +2,9 @@ import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { assembleContext } from "../src/context/assemble.ts";
 import { repairPairs } from "../src/context/repair.ts";
-import { unansweredCalls, userMessage } from "../src/turn/items.ts";
+import { userMessage } from "../src/turn/items.ts";
 import type { Item } from "../src/turn/items.ts";
+import { unansweredCalls } from "../src/turn/pairs.ts";
 
 /** Both halves of every kind of pair, as the API writes them. */
 const kinds = {
@@ -151,6 +152,14 @@ describe("repaired pairs [9]", () => {
       fc.property(whole, broken, (before, added) => {
         const sent = repairPairs(before);
         expect(repairPairs([...before, ...added]).slice(0, sent.length)).toEqual(sent);
+      }),
+    );
+  });
+
+  it("leave no call to be answered", () => {
+    fc.assert(
+      fc.property(broken, (items) => {
+        expect(unansweredCalls(repairPairs(items))).toEqual([]);
       }),
     );
   });

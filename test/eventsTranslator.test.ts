@@ -6,6 +6,7 @@ import type { ModelOutput } from "../src/events/translator.ts";
 import type { ScriptedItem } from "../src/simulator/script.ts";
 import type { TurnEvent } from "../src/turn/events.ts";
 import { closeOpenItems } from "../src/turn/openItems.ts";
+import { maxCallIdChars } from "../src/turn/pairs.ts";
 import { accumulate, emit, scriptedItems } from "./setup/scriptedStreams.ts";
 
 type Fields = Record<string, unknown>;
@@ -253,6 +254,52 @@ describe("ModelStreamTranslator", () => {
         expect(finished.output.items).toEqual(JSON.parse(JSON.stringify(response.output)));
       }),
     );
+  });
+});
+
+describe("a provider's call id", () => {
+  const done = (output_index: number, item: Fields): TurnEvent => ({
+    type: "response.output_item.done",
+    output_index,
+    item,
+  });
+  const translate = (items: readonly Fields[], usedIds: string[] = []) => {
+    const translator = new ModelStreamTranslator({
+      firstOutputIndex: 0,
+      isServerCall: () => false,
+      usedIds,
+    });
+    for (const [at, item] of items.entries()) translator.translate(done(at, item));
+    return translator.finish([]).output.items;
+  };
+
+  test("is kept whatever characters it has, and replaced where no client could send it back", () => {
+    const ids = ["call 1/2+3=", "\0\ud800", "x".repeat(maxCallIdChars)];
+    const types = ["function_call", "custom_tool_call", "computer_call", "apply_patch_call"];
+    for (const type of types) {
+      const call = (call_id: unknown) => ({ type, id: "", call_id });
+      expect(translate(ids.map(call)).map((item) => item["call_id"])).toEqual(ids);
+      const unusable = ["", 7, null, `${ids[2]}x`];
+      for (const item of translate(unusable.map(call))) {
+        expect(item["call_id"]).toMatch(/^call_[0-9a-f]{32}$/);
+      }
+    }
+  });
+
+  test("is replaced alike in a call and in the output that the provider put beside it", () => {
+    const pair = [
+      { type: "shell_call", id: "", call_id: "call_0" },
+      { type: "shell_call_output", id: "", call_id: "call_0", output: [] },
+    ];
+    expect(translate(pair)).toMatchObject([{ call_id: "call_0" }, { call_id: "call_0" }]);
+    const [call, output] = translate(pair, ["call_0"]);
+    expect(call?.["call_id"]).not.toBe("call_0");
+    expect(output?.["call_id"]).toBe(call?.["call_id"]);
+  });
+
+  test("is not made up for a search that the provider runs", () => {
+    const search = { type: "tool_search_call", id: "", call_id: null, execution: "server" };
+    expect(translate([search])).toMatchObject([{ call_id: null }]);
   });
 });
 

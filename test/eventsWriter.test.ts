@@ -1,56 +1,30 @@
+import { setTimeout as delay } from "node:timers/promises";
 import { Client } from "pg";
-import { afterAll, beforeAll, describe, expect, test } from "vitest";
-import { defaultEventWriterSettings, EventWriter } from "../src/events/writer.ts";
-import type { EventWriterSettings, OnCommitted, StepWriter } from "../src/events/writer.ts";
+import { expect, test } from "vitest";
 import { StoreUnavailable } from "../src/store/database.ts";
-import type { Database } from "../src/store/database.ts";
-import { openPostgres } from "../src/store/postgres.ts";
-import type { Fence } from "../src/store/fence.ts";
+import type { Queryable } from "../src/store/database.ts";
 import type { TurnEvent } from "../src/turn/events.ts";
 import type { Turn } from "../src/turn/turn.ts";
-import { migrateByUrl } from "./setup/migrateByUrl.ts";
-import { startPostgres } from "./setup/postgresServer.ts";
-import type { PostgresServer } from "./setup/postgresServer.ts";
-import { describeWith } from "./setup/servers.ts";
+import { delta, deltasOf, newWriter, open, patient } from "./setup/stepWriters.ts";
 import { describeOnBoth, describeOnPostgres } from "./setup/storeDrivers.ts";
 import { admit, claimed, fence, recordedEvents } from "./setup/storeTurns.ts";
 
-function delta(text: string, index = 0): TurnEvent {
-  const place = { item_id: "msg_1", output_index: index, content_index: 0 };
-  return { type: "response.output_text.delta", ...place, delta: text };
-}
-
-async function deltasOf(database: Database, turn: Turn): Promise<string[]> {
-  const events = await recordedEvents(database, turn);
-  return events
-    .filter((event) => event.type === "response.output_text.delta")
-    .map((event) => event["delta"] as string);
-}
-
-interface Told {
-  fenced: number;
-  cancelRequested: number;
-}
-
-function open(writer: EventWriter, by: Fence): { step: StepWriter; told: Told } {
-  const told: Told = { fenced: 0, cancelRequested: 0 };
-  const step = writer.open(by, {
-    fenced: () => (told.fenced += 1),
-    cancelRequested: () => (told.cancelRequested += 1),
-  });
-  return { step, told };
-}
-
-function newWriter(
-  database: Database,
-  settings: Partial<EventWriterSettings> = {},
-  onCommitted: OnCommitted = () => {},
-): EventWriter {
-  return new EventWriter(database, onCommitted, { ...defaultEventWriterSettings, ...settings });
-}
-
 /** So long that what is written was not written by a tick. */
 const never = { tickMs: 600_000, maxTickMs: 600_000 };
+
+/** A place that no column can hold, and what the database says of it. */
+const tooLarge = 2 ** 40;
+const outOfRange = { code: expect.stringMatching(/^22/) as string };
+
+/** Calls `before` ahead of each statement. */
+function watched(database: Queryable, before: () => void | Promise<void>): Queryable {
+  return {
+    async query<Row>(sql: string, parameters?: readonly unknown[]) {
+      await before();
+      return database.query<Row>(sql, parameters);
+    },
+  };
+}
 
 describeOnBoth("EventWriter", (on) => {
   async function running(): Promise<Turn> {
@@ -69,10 +43,10 @@ describeOnBoth("EventWriter", (on) => {
       first.resolve();
     });
     const { step } = open(writer, fence(turn));
-    void step.append(delta("One"), 1);
+    step.append(delta("One"), 1);
     await first.promise;
-    for (const text of [" two", " three"]) void step.append(delta(text), 1);
-    await step.flush();
+    for (const text of [" two", " three"]) step.append(delta(text), 1);
+    await step.flush(patient);
     step.discard();
     expect(await deltasOf(database, turn)).toEqual(["One", " two three"]);
     expect(committed).toEqual([2, 3].map((number) => `${turn.id} ${number}`));
@@ -82,14 +56,14 @@ describeOnBoth("EventWriter", (on) => {
     const { database } = on;
     const turn = await running();
     const { step } = open(newWriter(database, never), fence(turn));
-    void step.append({ type: "test.mark" }, 1);
-    for (const text of ["a", "b"]) void step.append(delta(text, 1), 1);
-    await step.flush();
-    for (const text of ["c", "d"]) void step.append(delta(text, 1), 1);
-    expect(await step.drain()).toEqual([delta("cd", 1)]);
+    step.append({ type: "test.mark" }, 1);
+    for (const text of ["a", "b"]) step.append(delta(text, 1), 1);
+    await step.flush(patient);
+    for (const text of ["c", "d"]) step.append(delta(text, 1), 1);
+    expect(await step.drain(patient)).toEqual([delta("cd", 1)]);
     expect(await deltasOf(database, turn)).toEqual(["ab"]);
-    expect(step.append(delta("late"), 1)).toBeUndefined();
-    expect(await step.drain()).toEqual([]);
+    expect(step.append(delta("late"), 1)).toBe(true);
+    expect(await step.drain(patient)).toEqual([]);
   });
 
   test("[3] stops quietly when its step has been taken by somebody else", async () => {
@@ -97,11 +71,11 @@ describeOnBoth("EventWriter", (on) => {
     const turn = await running();
     const { step, told } = open(newWriter(database, never), fence(turn));
     await claimed(database, fence(turn, { attempt: 2 }));
-    void step.append(delta("late"), 1);
-    await step.flush();
-    expect(told).toEqual({ fenced: 1, cancelRequested: 0 });
-    expect(step.append(delta("later"), 1)).toBeUndefined();
-    expect(await step.drain()).toEqual([]);
+    step.append(delta("late"), 1);
+    await step.flush(patient);
+    expect(told).toEqual({ fenced: 1, failed: [], cancelRequested: 0 });
+    expect(step.append(delta("later"), 1)).toBe(true);
+    expect(await step.drain(patient)).toEqual([]);
     expect(await deltasOf(database, turn)).toEqual([]);
     expect(told.fenced).toBe(1);
   });
@@ -111,25 +85,79 @@ describeOnBoth("EventWriter", (on) => {
     const turn = await running();
     await database.query("UPDATE turns SET cancel_requested_at = now() WHERE id = $1", [turn.id]);
     const { step, told } = open(newWriter(database, never), fence(turn));
-    void step.append(delta("Hello"), 1);
-    await step.flush();
+    step.append(delta("Hello"), 1);
+    await step.flush(patient);
     expect(told).toMatchObject({ fenced: 0, cancelRequested: 1 });
     step.discard();
   });
 
-  test("a write that the database refuses stops its own step and no other", async () => {
+  test("[6] a write that the database refuses fails its own step, whose rest may not follow", async () => {
     const { database } = on;
     const turns = [await running(), await running()] as const;
     const writer = newWriter(database, never);
     const steps = turns.map((turn) => open(writer, fence(turn)));
-    const tooLarge = 2 ** 40;
-    void steps[0]?.step.append(delta("wrong"), tooLarge);
-    void steps[1]?.step.append(delta("right"), 1);
-    await Promise.all(steps.map(({ step }) => step.flush()));
-    expect(steps.map(({ told }) => told.fenced)).toEqual([1, 0]);
+    steps[0]?.step.append(delta("wrong"), tooLarge);
+    steps[1]?.step.append(delta("right"), 1);
+    await Promise.all(steps.map(({ step }) => step.flush(patient)));
+    expect(steps.map(({ told }) => told)).toMatchObject([
+      { fenced: 0, failed: [outOfRange] },
+      { fenced: 0, failed: [] },
+    ]);
+    await expect(steps[0]?.step.drain(patient)).rejects.toMatchObject(outOfRange);
     expect(await deltasOf(database, turns[0])).toEqual([]);
     expect(await deltasOf(database, turns[1])).toEqual(["right"]);
     for (const { step } of steps) step.discard();
+  });
+
+  test("[6] drain does not hand over the rest when the write under way is refused", async () => {
+    const { database } = on;
+    const turn = await running();
+    const sent = Promise.withResolvers<void>();
+    const { step } = open(newWriter(watched(database, sent.resolve)), fence(turn));
+    step.append(delta("wrong"), tooLarge);
+    await sent.promise;
+    step.append(delta("rest"), 1);
+    await expect(step.drain(patient)).rejects.toMatchObject(outOfRange);
+  });
+
+  test("the first words take along what was said just before them, in one write", async () => {
+    const { database } = on;
+    const turn = await running();
+    const first = Promise.withResolvers<number>();
+    const writer = newWriter(database, never, (_, events) => first.resolve(events.length));
+    const { step } = open(writer, fence(turn));
+    step.append({ type: "test.mark" }, 1);
+    // Nothing happens meanwhile: that is what is tested.
+    await delay(20);
+    step.append(delta("One"), 1);
+    expect(await first.promise).toBe(2);
+    step.discard();
+  });
+
+  test("a slow database is written to less often", async () => {
+    const { database } = on;
+    const turn = await running();
+    const holdMs = 200;
+    const startedAt: number[] = [];
+    const second = Promise.withResolvers<void>();
+    const slow = watched(database, async () => {
+      startedAt.push(performance.now());
+      if (startedAt.length === 2) second.resolve();
+      await delay(holdMs);
+    });
+    const { step } = open(newWriter(slow, { tickMs: 1, maxTickMs: 60_000 }), fence(turn));
+    step.append(delta("One"), 1);
+    // Words come while the first write is under way, and long after its tick.
+    for (const text of [" two", " three", " four"]) {
+      await delay(holdMs / 4);
+      step.append(delta(text), 1);
+    }
+    await second.promise;
+    const [one = 0, two = 0] = startedAt;
+    expect(two - one).toBeGreaterThan(1.5 * holdMs);
+    await step.flush(patient);
+    expect(await deltasOf(database, turn)).toEqual(["One", " two three four"]);
+    step.discard();
   });
 
   test("[3] a write that was lost before its commit or after it is sent again and stored once", async () => {
@@ -139,24 +167,19 @@ describeOnBoth("EventWriter", (on) => {
     const lose = (): never => {
       throw new StoreUnavailable(new Error("The connection is gone."));
     };
-    const lossy: Database = {
-      kind: database.kind,
+    const lossy: Queryable = {
       async query<Row>(sql: string, parameters?: readonly unknown[]) {
         const isLost = losses > 0;
         if (isLost && losses-- % 2 === 0) lose();
         const rows = await database.query<Row>(sql, parameters);
         return isLost ? lose() : rows;
       },
-      transaction: (work) => database.transaction(work),
-      notify: (channel, payload) => database.notify(channel, payload),
-      listen: (channel, onMessage) => database.listen(channel, onMessage),
-      close: () => database.close(),
     };
     const { step } = open(newWriter(lossy), fence(turn));
-    void step.append(delta("One"), 1);
-    await step.flush();
-    void step.append(delta(" two"), 1);
-    await step.flush();
+    step.append(delta("One"), 1);
+    await step.flush(patient);
+    step.append(delta(" two"), 1);
+    await step.flush(patient);
     expect(await deltasOf(database, turn)).toEqual(["One", " two"]);
     expect(losses).toBe(0);
     step.discard();
@@ -177,7 +200,25 @@ describeOnPostgres("EventWriter, while the database is slow", (on) => {
     };
   }
 
-  test("[13] holds a fast stream back before it takes more memory than allowed", async () => {
+  const place = { item_id: "ig_1", output_index: 0 };
+  const logprobs = [{ token: "a", top_logprobs: [{ token: "b".repeat(1_000) }] }];
+
+  test.each<[string, (piece: string) => TurnEvent]>([
+    ["text", delta],
+    [
+      "pictures",
+      (piece) => ({
+        type: "response.image_generation_call.partial_image",
+        ...place,
+        partial_image_b64: piece,
+      }),
+    ],
+    [
+      "whole items",
+      (text) => ({ type: "response.output_item.done", item: { content: [{ text }] } }),
+    ],
+    ["probabilities", () => ({ ...delta(""), logprobs })],
+  ])("[13] tells a fast stream of %s to wait before it takes too much memory", async (_, event) => {
     const { database } = on;
     const turn = await admit(database);
     await claimed(database, fence(turn));
@@ -188,18 +229,17 @@ describeOnPostgres("EventWriter, while the database is slow", (on) => {
     const maxPendingBytes = 64 * 1024;
     const { step } = open(newWriter(database, { maxPendingBytes }), fence(turn));
     const piece = "x".repeat(1_000);
-    let pieces = 0;
-    let held: Promise<void> | undefined;
+    let pieces = 1;
     // What is under way comes on top of what waits.
-    while (held === undefined && pieces < 1_000) {
-      held = step.append(delta(piece), 1);
+    while (step.append(event(piece), 1) && pieces < 1_000) {
       pieces += 1;
       if (pieces === 20) await new Promise((resolve) => setImmediate(resolve));
     }
     expect(pieces * piece.length).toBeLessThanOrEqual(2 * maxPendingBytes);
     await head.release();
-    await held;
-    expect((await deltasOf(database, turn)).join("")).toHaveLength(pieces * piece.length);
+    await step.flush(patient);
+    const recorded = JSON.stringify(await recordedEvents(database, turn));
+    expect(recorded.length).toBeGreaterThan(pieces * piece.length);
     step.discard();
   });
 
@@ -210,96 +250,13 @@ describeOnPostgres("EventWriter, while the database is slow", (on) => {
     const row = await holding("SELECT number FROM steps WHERE turn_id = $1 FOR UPDATE", turns[0]);
     const writer = newWriter(database);
     const steps = turns.map((turn) => open(writer, fence(turn)).step);
-    for (const [at, step] of steps.entries()) void step.append(delta(`turn ${at}`), 1);
-    await steps[1]?.flush();
+    for (const [at, step] of steps.entries()) step.append(delta(`turn ${at}`), 1);
+    await steps[1]?.flush(patient);
     expect(await deltasOf(database, turns[1])).toEqual(["turn 1"]);
     expect(await deltasOf(database, turns[0])).toEqual([]);
     await row.release();
-    await steps[0]?.flush();
+    await steps[0]?.flush(patient);
     expect(await deltasOf(database, turns[0])).toEqual(["turn 0"]);
     for (const step of steps) step.discard();
-  });
-});
-
-describeWith(["postgres"], "EventWriter, while the database comes and goes", () => {
-  let server: PostgresServer;
-  let database: Database;
-  let turn: Turn;
-
-  beforeAll(async () => {
-    server = await startPostgres();
-    await migrateByUrl(server.url());
-  });
-
-  afterAll(() => server.remove());
-
-  async function fresh(): Promise<void> {
-    database = openPostgres({ url: server.url() });
-    turn = await admit(database);
-    await claimed(database, fence(turn));
-  }
-
-  /** Writes numbers, and calls `disturb` every so often in between. */
-  async function writeThrough(disturb: (at: number) => Promise<void>): Promise<string> {
-    const { step, told } = open(newWriter(database, { tickMs: 1 }), fence(turn));
-    const words = Array.from({ length: 400 }, (_, at) => `${at} `);
-    for (const [at, word] of words.entries()) {
-      await step.append(delta(word), 1);
-      if (at % 10 === 0) await new Promise((resolve) => setImmediate(resolve));
-      if (at % 100 === 50) await disturb(at);
-    }
-    await step.flush();
-    expect(told.fenced).toBe(0);
-    step.discard();
-    return words.join("");
-  }
-
-  describe("stores every word once, in order", () => {
-    test("when its connection is cut again and again", async () => {
-      await fresh();
-      const admin = new Client({ connectionString: server.url() });
-      await admin.connect();
-      const cut = `SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-        WHERE application_name = 'turnkeeper' AND pid <> pg_backend_pid()`;
-      const whole = await writeThrough(async () => {
-        // It comes back a moment after the last cut.
-        while ((await admin.query(cut)).rowCount === 0);
-      });
-      expect((await deltasOf(database, turn)).join("")).toBe(whole);
-      await admin.end();
-      await database.close();
-    });
-
-    test("when the server stops, or crashes, and comes back", async () => {
-      await fresh();
-      const whole = await writeThrough(async (at) => {
-        await (at % 200 === 50 ? server.stop() : server.crash());
-        await server.start();
-      });
-      expect((await deltasOf(database, turn)).join("")).toBe(whole);
-      await database.close();
-    });
-  });
-
-  test("drain waits for the database: what was sent and not answered is not handed over again", async () => {
-    await fresh();
-    const client = new Client({ connectionString: server.url() });
-    await client.connect();
-    await client.query("BEGIN");
-    await client.query("SELECT turn_id FROM turn_heads WHERE turn_id = $1 FOR UPDATE", [turn.id]);
-    const { step } = open(newWriter(database), fence(turn));
-    void step.append(delta("One"), 1);
-    // The write has reached the server once it waits for the head.
-    const waiting = "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock'";
-    while ((await client.query(waiting)).rowCount === 0) {
-      await new Promise((resolve) => setImmediate(resolve));
-    }
-    const drained = step.drain();
-    client.on("error", () => {});
-    await server.stop();
-    await server.start();
-    expect(await drained).toEqual([]);
-    expect(await deltasOf(database, turn)).toEqual(["One"]);
-    await database.close();
   });
 });

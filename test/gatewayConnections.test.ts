@@ -93,6 +93,26 @@ describeWith(["postgres", "temporal"], "connections to the gateway", () => {
     expect(third.body.id).not.toBe(id);
   });
 
+  test("a request that is sent again because its gateway was killed joins the turn that goes on", async () => {
+    const { simulator, ask } = served;
+    const held = gate(1);
+    simulator.script(text("only once", { pauseAfter: held }), text("its own"));
+    const body = { input: "killed under it" };
+    // A killed gateway notes no broken connection, and neither does one that knows of none.
+    const first = answerOf(await open(body));
+    await held.reached;
+    const { id } = await onlyTurn("killed under it");
+    const second = ask("POST", "/v1/responses", body, repeated);
+    const given = "SELECT id FROM turns WHERE id = $1 AND reattached_at IS NOT NULL";
+    while ((await served.database.query(given, [id])).length === 0);
+    const third = await ask("POST", "/v1/responses", body, repeated);
+    held.open();
+    expect((await second).body).toMatchObject({ id, status: "completed" });
+    expect(third.body.id).not.toBe(id);
+    (await first).resume();
+    expect(simulator.bill).toHaveLength(2);
+  });
+
   test("the SDK itself, cut off, gets the answer of its first request", async () => {
     const { simulator, openClient } = served;
     const held = gate(1);

@@ -5,6 +5,7 @@ import type { Database } from "../src/store/database.ts";
 import { endTurn } from "../src/store/endings.ts";
 import { outputText } from "../src/turn/items.ts";
 import { maxQueuedTurns } from "../src/turn/limits.ts";
+import { maxCallIdChars } from "../src/turn/pairs.ts";
 import type { Turn } from "../src/turn/turn.ts";
 import { describeOnBoth, describeOnPostgres } from "./setup/storeDrivers.ts";
 import {
@@ -170,6 +171,63 @@ describeOnBoth("admission", (open) => {
       await expect(admit(database, request)).rejects.toMatchObject({ code });
     }
     expect(await onRecord(database)).toEqual(before);
+  });
+
+  test.each([
+    ["custom_tool_call", { call_id: "c" }, { type: "custom_tool_call_output", call_id: "c" }],
+    ["shell_call", { call_id: "c" }, { type: "shell_call_output", call_id: "c" }],
+    ["apply_patch_call", { call_id: "c" }, { type: "apply_patch_call_output", call_id: "c" }],
+    ["computer_call", { call_id: "c" }, { type: "computer_call_output", call_id: "c" }],
+    ["local_shell_call", { call_id: "c" }, { type: "local_shell_call_output", id: "c" }],
+    [
+      "tool_search_call",
+      { call_id: "c", execution: "client" },
+      { type: "tool_search_output", call_id: "c", execution: "client" },
+    ],
+    ["mcp_approval_request", {}, { type: "mcp_approval_response", approval_request_id: "it" }],
+  ])("[9] a %s waits for its answer", async (type, fields, output) => {
+    const { database } = open;
+    const asking = await admit(database);
+    await answer(database, asking, [{ type, id: "it", ...fields }]);
+    const next = { previous_response_id: asking.id };
+    await expect(admit(database, next)).rejects.toMatchObject({ code: "unanswered_calls" });
+    // An output of another type answers another call.
+    const other = { type: "function_call_output", call_id: "c", output: "1" };
+    for (const input of [[other], [output, other]]) {
+      const refused = admit(database, { ...next, input });
+      await expect(refused).rejects.toMatchObject({ code: "unknown_call" });
+    }
+    expect((await admit(database, { ...next, input: [output] })).status).toBe("admitted");
+  });
+
+  test("[9] a call that the provider answered itself waits for nobody", async () => {
+    const { database } = open;
+    const asking = await admit(database);
+    await answer(database, asking, [
+      { type: "shell_call", id: "sh_1", call_id: "call_1" },
+      { type: "shell_call_output", id: "sh_2", call_id: "call_1" },
+      { type: "tool_search_call", id: "ts_1", call_id: null, execution: "server" },
+      { type: "tool_search_output", id: "ts_2", call_id: null, execution: "server" },
+    ]);
+    expect(await admit(database, { previous_response_id: asking.id })).toMatchObject({
+      status: "admitted",
+    });
+  });
+
+  test("[9] a call id of whatever characters does not lock its conversation", async () => {
+    const { database } = open;
+    for (const callId of ["call 1/2+3=", "\0\ud800", "x".repeat(maxCallIdChars)]) {
+      const asking = await admit(database);
+      await answer(database, asking, [functionCall(callId)]);
+      const output = { type: "function_call_output", call_id: callId, output: "1" };
+      const next = { previous_response_id: asking.id, input: [output] };
+      expect((await admit(database, next)).status).toBe("admitted");
+    }
+  });
+
+  test.each(["", 7, null, "x".repeat(maxCallIdChars + 1)])("refuses %j as a call id", (call_id) => {
+    const output = { type: "function_call_output", call_id, output: "1" };
+    expect(() => admission({ input: [output] })).toThrow(/call_id/);
   });
 
   describe("after a previous response", () => {

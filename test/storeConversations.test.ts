@@ -48,7 +48,7 @@ async function pendingOf(database: Database, id: string): Promise<unknown> {
     "SELECT pending_calls FROM conversations WHERE id = $1",
     [id],
   );
-  return JSON.parse(row?.pending_calls ?? "null");
+  return (JSON.parse(row?.pending_calls ?? "[]") as { id: string }[]).map((call) => call.id);
 }
 
 describeOnBoth("conversations", (open) => {
@@ -225,6 +225,7 @@ describeOnBoth("[14] a project", (open) => {
     const { turn } = await admitTurn(database, ask);
     await markDisconnected(database, "third", turn.id);
     const again = { requestHash: ask.requestHash, apiKeyId: null, withinMs: 60_000 };
+    await answer(database, turn);
     expect(await reattachTurn(database, { ...again, project })).toBeNull();
     await markDisconnected(database, project, turn.id);
     const others = [
@@ -237,6 +238,20 @@ describeOnBoth("[14] a project", (open) => {
     // Once for each connection that broke.
     expect(await reattachTurn(database, { ...again, project })).toMatchObject({ id: turn.id });
     expect(await reattachTurn(database, { ...again, project })).toBeNull();
+  });
+
+  test("finds the turns of a killed gateway, which noted nothing, each of them once", async () => {
+    const { database } = open;
+    const asks = [admission({ input: "Killed" }), admission({ input: "Killed" })];
+    for (const ask of asks) await admitTurn(database, ask);
+    const { requestHash } = admission({ input: "Killed" });
+    const again = { project, requestHash, apiKeyId: null, withinMs: 60_000 };
+    const found = await Promise.all(asks.map(() => reattachTurn(database, again)));
+    expect(new Set(found.map((turn) => turn?.id))).toEqual(new Set(asks.map((ask) => ask.turnId)));
+    expect(await reattachTurn(database, again)).toBeNull();
+    // Its second connection broke too, and that was noted.
+    await markDisconnected(database, project, asks[0]?.turnId ?? "");
+    expect(await reattachTurn(database, again)).toMatchObject({ id: asks[0]?.turnId });
   });
 
   test("lists its turns, newest first, without those that were deleted, page by page", async () => {

@@ -1,4 +1,5 @@
 import { describe, expect, test } from "vitest";
+import { tellOfEnding } from "../src/activities/finishTurn.ts";
 import { createConversation, readHistory } from "../src/store/conversations.ts";
 import type { Database } from "../src/store/database.ts";
 import { cancelTurn, endTurn } from "../src/store/endings.ts";
@@ -6,8 +7,8 @@ import type { Ending } from "../src/store/endings.ts";
 import { flushEvents } from "../src/store/eventLog.ts";
 import { readModelCalls } from "../src/store/modelCalls.ts";
 import { Replaced, storeStep } from "../src/store/steps.ts";
-import { eventBody } from "../src/turn/events.ts";
-import type { TurnEvent } from "../src/turn/events.ts";
+import { eventBody, parseEvent } from "../src/turn/events.ts";
+import type { RecordedEvent, TurnEvent } from "../src/turn/events.ts";
 import { failure } from "../src/turn/failures.ts";
 import type { Item } from "../src/turn/items.ts";
 import type { Turn } from "../src/turn/turn.ts";
@@ -210,6 +211,21 @@ describeOnBoth("[1] an ending", (open) => {
     const answering = await admit(database, { conversation, input: [output] }, queue);
     const ended = await answer(database, first, [functionCall("call_1")]);
     expect(ended.granted).toBe(answering.id);
+    // Who ended the first turn tells of the others too.
+    if (ended.outcome !== "ended") throw new Error(ended.outcome);
+    const announced = new Map<string, readonly RecordedEvent[]>();
+    const told: string[] = [];
+    tellOfEnding(
+      {
+        announce: (id, events) => void announced.set(id, events),
+        startGranted: (id) => void told.push(id),
+      },
+      ended,
+    );
+    expect([...announced.keys()]).toEqual([first.id, unanswering.id]);
+    const recorded = await recordedEvents(database, unanswering);
+    expect(announced.get(unanswering.id)?.map(parseEvent)).toEqual(recorded.slice(-1));
+    expect(told.toSorted()).toEqual([unanswering.id, answering.id].toSorted());
     expect(await reread(database, unanswering)).toMatchObject({
       status: "failed",
       failure: { class: "unanswered_calls" },
@@ -225,7 +241,8 @@ describeOnBoth("[1] an ending", (open) => {
       await answer(database, turn, [functionCall("call_1"), functionCall("call_2")], ending);
       const { pending_calls: pending } = await lockOf(database, turn);
       const asked = ending.status === "completed" ? ["call_1", "call_2"] : [];
-      expect(JSON.parse(pending)).toEqual(asked);
+      const pendingIds = (JSON.parse(pending) as { id: string }[]).map((call) => call.id);
+      expect(pendingIds).toEqual(asked);
     }
   });
 
@@ -237,7 +254,8 @@ describeOnBoth("[1] an ending", (open) => {
     const next = { previous_response_id: first.id, input: [output] };
     const second = await admit(database, next);
     await answer(database, second, [functionCall("call_0")]);
-    expect((await lockOf(database, first)).pending_calls).toBe('["call_0"]');
+    const pending = [{ type: "function_call", id: "call_0" }];
+    expect((await lockOf(database, first)).pending_calls).toBe(JSON.stringify(pending));
   });
 
   test.each(endings)("$status: a terminal turn never changes", async (ending) => {

@@ -1,17 +1,26 @@
-import { expect, test } from "vitest";
+import { pino } from "pino";
+import { expect, test, vi } from "vitest";
+import { createEngine } from "../src/engine.ts";
+import type { Engine } from "../src/engine.ts";
+import { Janitor } from "../src/janitor.ts";
 import type { Database } from "../src/store/database.ts";
 import { endTurn } from "../src/store/endings.ts";
 import { createConversation } from "../src/store/conversations.ts";
 import { openPostgres } from "../src/store/postgres.ts";
 import {
+  deleteOldDefaultEvents,
   dropOldPartitions,
   findExpiredQueuedTurns,
   findStaleTurns,
   makePartitions,
   takeUpkeepTurn,
 } from "../src/store/upkeep.ts";
+import { connectLazily } from "../src/temporal.ts";
+import type { Turn } from "../src/turn/turn.ts";
+import { createTestDatabase } from "./setup/database.ts";
+import { describeWith, sharedTemporal, uniqueTaskQueue } from "./setup/servers.ts";
 import { describeOnBoth, describeOnPostgres } from "./setup/storeDrivers.ts";
-import { admit, answer, recordedEvents } from "./setup/storeTurns.ts";
+import { admit, answer, recordedEvents, reread } from "./setup/storeTurns.ts";
 
 async function partitionsOf(database: Database): Promise<string[]> {
   const rows = await database.query<{ name: string }>(
@@ -68,6 +77,25 @@ describeOnBoth("partitions of the event log", (open) => {
   });
 });
 
+describeOnBoth("events that lie in the default partition", (open) => {
+  test("are deleted when they are old, all of a turn at once, never of one that has not ended", async () => {
+    const { database } = open;
+    await dropOldPartitions(database, dropAll);
+    const running = await admit(database);
+    const ended = [await admit(database), await admit(database)];
+    for (const turn of ended) await answer(database, turn);
+    const left = () => Promise.all(ended.map((turn) => recordedEvents(database, turn)));
+    expect(await deleteOldDefaultEvents(database, 0, 10)).toBe(0);
+    expect(await deleteOldDefaultEvents(database, dropAll, 1)).toBe(1);
+    const counts = (await left()).map((events) => events.length);
+    expect(counts.toSorted((one, other) => one - other)).toEqual([0, 5]);
+    expect(await deleteOldDefaultEvents(database, dropAll, 10)).toBe(1);
+    expect(await left()).toEqual([[], []]);
+    expect(await deleteOldDefaultEvents(database, dropAll, 10)).toBe(0);
+    expect(await recordedEvents(database, running)).toHaveLength(1);
+  });
+});
+
 describeOnBoth("turns that need looking after", (open) => {
   test("are all found, page by page, oldest first; those that wait in a queue are not", async () => {
     const { database } = open;
@@ -84,6 +112,10 @@ describeOnBoth("turns that need looking after", (open) => {
       after = page.at(-1)?.id ?? null;
     }
     expect(found).toEqual(turns.map((turn) => turn.id));
+    // Their bodies may be large; none is read to look after a turn.
+    const [oldest] = await findStaleTurns(database, 0, 1);
+    const { id, conversationId, runId, deadlineAt } = turns[0] as Turn;
+    expect(oldest).toEqual({ id, conversationId, runId, deadlineAt });
     expect(await findStaleTurns(database, 3_600_000, 10)).toEqual([]);
   });
 
@@ -97,6 +129,7 @@ describeOnBoth("turns that need looking after", (open) => {
     await database.query("UPDATE turns SET deadline_at = now() WHERE id = $1", [late.id]);
     const found = await findExpiredQueuedTurns(database, 10);
     expect(found.map((turn) => turn.id)).toEqual([late.id]);
+    expect(await findExpiredQueuedTurns(database, 10, late.id)).toEqual([]);
   });
 });
 
@@ -138,5 +171,95 @@ describeOnPostgres("upkeep", (open) => {
     });
     await Promise.all([...upkeep, ...turns]);
     await Promise.all(processes.map((each) => each.close()));
+  });
+});
+
+describeWith(["postgres", "temporal"], "the janitor", () => {
+  const settings = { roundMs: 100, patienceMs: 0, eventRetentionDays: 30 };
+
+  /** A janitor that goes its rounds in a database of its own while `work` runs. */
+  async function withJanitor(
+    engine: Engine,
+    work: (database: Database, janitor: Janitor) => Promise<void>,
+    over: { roundMs?: number } = {},
+  ): Promise<void> {
+    const database = openPostgres({ url: (await createTestDatabase()).url });
+    const log = pino({ level: "silent" });
+    const parts = { database, engine, log, announce: () => {}, startGranted: () => {} };
+    const janitor = new Janitor(parts, { ...settings, ...over });
+    try {
+      await work(database, janitor);
+    } finally {
+      await janitor.close();
+      await database.close();
+    }
+  }
+
+  function engineAt(address: string) {
+    const { client, connection } = connectLazily({ address });
+    const options = { taskQueue: uniqueTaskQueue(), eagerStart: false };
+    const engine = createEngine({ client, ...options, searchAttributes: new Set() });
+    return { engine, disconnect: () => connection.close() };
+  }
+
+  test("ends queued turns that are too late, also while Temporal is out of reach", async () => {
+    const { engine, disconnect } = engineAt("127.0.0.1:1");
+    await withJanitor(engine, async (database, janitor) => {
+      const { id: conversation } = await createConversation(database, "default", {}, []);
+      await admit(database, { conversation });
+      const late = await admit(database, { conversation }, { whenBusy: "queue" });
+      await database.query("UPDATE turns SET deadline_at = now() WHERE id = $1", [late.id]);
+      janitor.start();
+      await vi.waitFor(async () => {
+        expect((await reread(database, late)).status).toBe("incomplete");
+      });
+    });
+    await disconnect();
+  });
+
+  test("starts the turns behind one that Temporal will not hear of", async () => {
+    const { engine, disconnect } = engineAt(sharedTemporal().address);
+    await withJanitor(engine, async (database, janitor) => {
+      const longerThanTemporalTakes = 2_000;
+      await admit(database, {}, { turnId: "resp_".padEnd(longerThanTemporalTakes, "x") });
+      const turn = await admit(database);
+      janitor.start();
+      await vi.waitFor(async () => expect(await engine.currentRun(turn.id)).not.toBeNull());
+    });
+    await disconnect();
+  });
+
+  test("ends a round with its lease, and goes on behind it in the next one", async () => {
+    const { engine, disconnect } = engineAt(sharedTemporal().address);
+    const asked: string[] = [];
+    const leases = new Set<string>();
+    const turns: string[] = [];
+    const looked = Promise.withResolvers<void>();
+    let readLease = async (): Promise<void> => {};
+    const watching: Engine = {
+      ...engine,
+      async currentRun(turnId) {
+        asked.push(turnId);
+        await readLease();
+        if (asked.length === turns.length) looked.resolve();
+        return { runId: "run-1", isRunning: true };
+      },
+    };
+    await withJanitor(
+      watching,
+      async (database, janitor) => {
+        readLease = async () => {
+          const rows = await database.query<{ until: Date }>("SELECT until FROM leases", []);
+          leases.add(String(rows[0]?.until.getTime()));
+        };
+        for (let at = 0; at < 50; at++) turns.push((await admit(database)).id);
+        janitor.start();
+        await looked.promise;
+      },
+      { roundMs: 1 },
+    );
+    expect(asked.slice(0, turns.length)).toEqual(turns);
+    expect(leases.size).toBeGreaterThan(2);
+    await disconnect();
   });
 });

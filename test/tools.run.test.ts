@@ -6,12 +6,12 @@ import { defineTool } from "../src/tools/defineTool.ts";
 import type { ToolContext, ToolDefinition, ToolSchema } from "../src/tools/defineTool.ts";
 import { createToolRegistry } from "../src/tools/registry.ts";
 import { runTool } from "../src/tools/run.ts";
-import type { ToolCall, ToolOutcome } from "../src/tools/run.ts";
+import type { ToolRun, ToolResult } from "../src/tools/run.ts";
 
 function run(
   changes: Partial<ToolDefinition<ToolSchema>> = {},
-  call: Partial<ToolCall> = {},
-): Promise<ToolOutcome> {
+  call: Partial<ToolRun> = {},
+): Promise<ToolResult> {
   const parameters: ToolSchema = { type: "object" };
   const handler = () => "done";
   const tool = defineTool({ name: "a", description: "", parameters, handler, ...changes });
@@ -28,7 +28,7 @@ function run(
   });
 }
 
-function errorOf(outcome: ToolOutcome): { type: string; message: string } {
+function errorOf(outcome: ToolResult): { type: string; message: string } {
   return (JSON.parse(outcome.output) as { error: { type: string; message: string } }).error;
 }
 

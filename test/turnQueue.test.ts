@@ -1,16 +1,21 @@
-import { afterAll, afterEach, beforeAll, expect, test } from "vitest";
+import { afterAll, afterEach, beforeAll, expect, test, vi } from "vitest";
 import type { StartOptions, TurnHandle } from "../src/client.ts";
 import { always, calls, fault, gate, text } from "../src/simulator/server.ts";
 import type { SimulatedRequest } from "../src/simulator/server.ts";
 import { createConversation, readHistory } from "../src/store/conversations.ts";
+import { connectLazily } from "../src/temporal.ts";
 import { defineAgent } from "../src/turn/agent.ts";
+import { newId } from "../src/turn/ids.ts";
 import { outputText } from "../src/turn/items.ts";
 import type { Item } from "../src/turn/items.ts";
 import { maxQueuedTurns } from "../src/turn/limits.ts";
 import { deploy } from "./setup/deployment.ts";
 import type { Deployment } from "./setup/deployment.ts";
-import { describeWith } from "./setup/servers.ts";
+import { describeWith, sharedTemporal } from "./setup/servers.ts";
 import { ended } from "./setup/turnStream.ts";
+
+/** Shorter than the time after which a waiting turn looks again by itself. */
+const signalTimeoutMs = 10_000;
 
 const clientTool = { type: "function", name: "ask_user", parameters: { type: "object" } };
 
@@ -196,6 +201,35 @@ describeWith(["postgres", "temporal"], "turns of one conversation", () => {
     });
     expect(await ended(answering)).toMatchObject({ status: "completed", text: "Thanks." });
   });
+
+  test(
+    "a turn started in Temporal that is passed over is told at once",
+    async () => {
+      await newConversation();
+      const { simulator, taskQueue, turnkeeper } = deployment;
+      const { client, connection } = connectLazily({ address: sharedTemporal().address });
+      const pause = gate(1);
+      simulator.script(
+        calls([{ name: "ask_user", arguments: {}, callId: "call_1" }], { pauseAfter: pause }),
+      );
+      const asking = await say("Ask me", {}, { tools: [clientTool] });
+      await pause.reached;
+      const workflowId = newId("turn");
+      const args = [{ request: { input: "Something else", conversation } }];
+      const start = { taskQueue, workflowId, args };
+      const workflow = await client.workflow.start("conversationTurn", start);
+      await vi.waitFor(async () => {
+        expect((await turnkeeper.turns.read(workflowId)).status).toBe("queued");
+      });
+      pause.open();
+      await ended(asking);
+      await expect(workflow.result()).rejects.toMatchObject({
+        cause: { type: "unanswered_calls" },
+      });
+      await connection.close();
+    },
+    signalTimeoutMs,
+  );
 
   test("the same key gives the same turn, also while it runs, waits, or was admitted twice at once", async () => {
     const { turn: holder, open } = await holdConversation();

@@ -5,8 +5,8 @@ import { retryDelayMs } from "../src/turn/backoff.ts";
 import { canonicalJson, contentHash } from "../src/turn/canonical.ts";
 import { eventBody, parseEvent, recordedType } from "../src/turn/events.ts";
 import { failure, Refusal } from "../src/turn/failures.ts";
-import { unansweredCalls } from "../src/turn/items.ts";
 import { closeOpenItems, partialAnswers } from "../src/turn/openItems.ts";
+import { unansweredCalls } from "../src/turn/pairs.ts";
 import { prepareTurn } from "../src/turn/prepare.ts";
 import { defineAgent } from "../src/turn/agent.ts";
 import { checkRequest } from "../src/turn/request.ts";
@@ -201,7 +201,7 @@ describe("a recorded event", () => {
 test("an output answers only a call before it, because some providers repeat their call ids", () => {
   const call = { type: "function_call", id: "fc_1", call_id: "call_0", name: "f", arguments: "{}" };
   const output = { type: "function_call_output", id: "fco_1", call_id: "call_0", output: "1" };
-  expect(unansweredCalls([output, call])).toEqual([call]);
+  expect(unansweredCalls([output, call])).toEqual([{ type: "function_call", id: "call_0" }]);
   expect(unansweredCalls([call, output])).toEqual([]);
 });
 

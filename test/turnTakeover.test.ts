@@ -200,7 +200,7 @@ describeWith(["postgres", "temporal"], "a step that is taken over", () => {
       log,
       agents: [agent],
       tools: [later],
-      maxModelSteps: 10,
+      maxConcurrentSteps: 10,
       shutdownGraceMs: 1_000,
     });
     const running = worker.run();

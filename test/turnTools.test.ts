@@ -40,6 +40,12 @@ const tools = [
     },
   }),
   defineTool({
+    name: "key",
+    description: "Tells its idempotency key.",
+    parameters: anyObject,
+    handler: (_, { idempotencyKey }) => idempotencyKey,
+  }),
+  defineTool({
     name: "fail",
     description: "Throws.",
     parameters: anyObject,
@@ -224,6 +230,17 @@ describeWith(["postgres", "temporal"], "a turn with tools", () => {
       output: null,
     });
     expect(errorType(outputsIn(simulator.requests[1])[0]?.output)).toBe(expected);
+    expectPrefixesAndPairs();
+  });
+
+  test("gives a tool a key that can stand in a header, whatever call id the provider chose", async () => {
+    const { simulator } = deployment;
+    const callId = "call 1/2=\n\u00e9\ud800";
+    simulator.script(calls([{ name: "key", arguments: {}, callId }]), text("Done."));
+    const handle = await start("Which key?");
+    expect((await ended(handle)).status).toBe("completed");
+    const [output] = outputsIn(simulator.requests[1]);
+    expect(output?.output).toBe(`${handle.id}/2`);
     expectPrefixesAndPairs();
   });
 

@@ -1,5 +1,6 @@
 import type { ModelOutput } from "../events/translator.ts";
 import type { Agent } from "../turn/agent.ts";
+import { unansweredCalls } from "../turn/pairs.ts";
 import type { Turn } from "../turn/turn.ts";
 
 /**
@@ -17,24 +18,8 @@ export function serverCalls(agent: Agent, turn: Turn): (item: Record<string, unk
   };
 }
 
-/** Output items that ask the client for an answer (openai 7.57.0, `ResponseOutputItem`). */
-const askingTypes: ReadonlySet<unknown> = new Set([
-  "function_call",
-  "custom_tool_call",
-  "computer_call",
-  "local_shell_call",
-  "shell_call",
-  "apply_patch_call",
-  "mcp_approval_request",
-]);
-
 /** Whether the model waits for the client: then it is not called again before the client answers. */
 export function asksClient(output: ModelOutput): boolean {
-  // A provider that runs such a call itself puts its output beside it.
-  const answered = new Set(
-    output.items.flatMap((item) => (item.type.endsWith("_output") ? [item["call_id"]] : [])),
-  );
-  return output.output.some(
-    ({ item }) => askingTypes.has(item["type"]) && !answered.has(item["call_id"] ?? item["id"]),
-  );
+  // Calls of server tools are not shown; a provider that runs a call itself shows its output too.
+  return unansweredCalls(output.output.map(({ item }) => item)).length > 0;
 }

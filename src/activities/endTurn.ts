@@ -9,7 +9,7 @@ import { isTerminal } from "../turn/turn.ts";
 import type { Turn } from "../turn/turn.ts";
 import { turnEnd } from "../turn/verdict.ts";
 import type { TurnEnd } from "../turn/verdict.ts";
-import { finishTurn } from "./finishTurn.ts";
+import { finishTurn, tellOfEnding } from "./finishTurn.ts";
 import type { Parts } from "./parts.ts";
 import { failForGood, retryLater } from "./stepContext.ts";
 
@@ -66,7 +66,7 @@ function endingFor(reason: EndReason): Ending {
 async function askOwner(parts: Parts, turn: Turn): Promise<TurnEnd | null> {
   const asked = await cancelTurn(parts.database, turn);
   if (asked.outcome === "ended") {
-    parts.tellOfEnding(asked);
+    tellOfEnding(parts, asked);
     return { status: asked.status };
   }
   await parts.database.notify("turnkeeper_cancels", turn.id);

@@ -1,5 +1,5 @@
 import { endTurn } from "../store/endings.ts";
-import type { Ending, EndingCondition, LastStep } from "../store/endings.ts";
+import type { Aftermath, Ending, EndingCondition, LastStep } from "../store/endings.ts";
 import type { Turn } from "../turn/turn.ts";
 import type { TurnEnd } from "../turn/verdict.ts";
 import type { Parts } from "./parts.ts";
@@ -21,7 +21,18 @@ export async function finishTurn(
 ): Promise<{ next: "end" } & TurnEnd> {
   const ended = await persist(() => endTurn(parts.database, turn, ending, by), signal);
   if (ended.outcome === "fenced") throw retryLater("fenced");
-  if (ended.outcome === "ended") parts.tellOfEnding(ended);
+  if (ended.outcome === "ended") tellOfEnding(parts, ended);
   const { status, failureClass } = ended;
   return { next: "end", status, ...(failureClass === undefined ? {} : { failureClass }) };
+}
+
+/** Tells subscribers and workflows what an ending did. */
+export function tellOfEnding(
+  parts: Pick<Parts, "announce" | "startGranted">,
+  { turns, granted }: Aftermath,
+): void {
+  for (const { id, events } of turns) parts.announce(id, events);
+  // The workflow of one that was passed over may be waiting for the grant.
+  for (const { id } of turns.slice(1)) parts.startGranted(id);
+  if (granted !== null) parts.startGranted(granted);
 }

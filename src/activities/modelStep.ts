@@ -36,6 +36,12 @@ export async function runModelStep(
   const { controller: stop, release } = parts.runningTurns.register(fence.turnId);
   const writer = parts.writer.open(fence, {
     fenced: () => stop.abort(new StepStopped("fenced")),
+    failed: (error) => {
+      // The message alone: the error's details may quote the answer.
+      const refused = { turn: turn.id, step: fence.step, reason: String(error) };
+      parts.log.error(refused, "the database refused a step's events");
+      stop.abort(new StepFailure(failure("internal"), { cause: error }));
+    },
     cancelRequested: () => stop.abort(new StepStopped("cancel_requested")),
   });
   const unlink = linkStops(stop, turn, takenBack);
@@ -83,8 +89,10 @@ async function tryModelStep(step: ModelStep): Promise<StepVerdict> {
     }
     const { output, end } = await streamModel(step, agent);
     return await finishModelStep(step, output, end);
-  } catch (error) {
-    if (step.stop.signal.aborted) return stopStep(step, step.stop.signal.reason as StepStopped);
+  } catch (cause) {
+    const { signal } = step.stop;
+    const error: unknown = signal.aborted ? signal.reason : cause;
+    if (error instanceof StepStopped) return stopStep(step, error);
     if (error instanceof StepFailure) return failStep(step, error.failure);
     if (error instanceof ApplicationFailure || error instanceof StoreUnavailable) throw error;
     parts.log.error({ turn: turn.id, step: step.fence.step, err: error }, "a model step broke");
@@ -119,7 +127,7 @@ async function finishModelStep(
     items: output.items,
     output: output.output,
     calls: goesOn ? output.calls : [],
-    events: await step.writer.drain(),
+    events: await step.writer.drain(step.takenBack),
     nextOutputIndex: output.nextOutputIndex,
   };
   if (goesOn) {
@@ -147,7 +155,8 @@ async function failStep(step: ModelStep, cause: Failure): Promise<StepVerdict> {
     "model call failed",
   );
   await settle(step);
-  if (step.stop.signal.aborted) return stopStep(step, step.stop.signal.reason as StepStopped);
+  const stopped: unknown = step.stop.signal.reason;
+  if (stopped instanceof StepStopped) return stopStep(step, stopped);
   if (failureRules[cause.class].action === "retry") {
     // Temporal's attempts include those that a deploy or a lost database cost; these are not meant.
     const failures = await countFailedCalls(parts.database, fence);
@@ -182,7 +191,7 @@ function endUnfinished(step: ModelStep, ending: Ending): Promise<StepVerdict> {
 async function settle(step: ModelStep): Promise<void> {
   const { database } = step.parts;
   step.ledger.outcome = "wasted";
-  await step.writer.flush();
+  await step.writer.flush(step.takenBack);
   await persist(
     () =>
       step.isSent ? closeModelCall(database, step.ledger) : dropModelCall(database, step.ledger.id),

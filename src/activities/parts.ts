@@ -3,7 +3,6 @@ import type { EventWriter } from "../events/writer.ts";
 import type { ModelEndpoint } from "../responses/call.ts";
 import type { Database } from "../store/database.ts";
 import type { CurrentRun } from "../store/claims.ts";
-import type { Aftermath } from "../store/endings.ts";
 import type { ToolRegistry } from "../tools/registry.ts";
 import type { RecordedEvent } from "../turn/events.ts";
 import type { AgentReader } from "./agentReader.ts";
@@ -18,8 +17,8 @@ export interface Parts {
   agents: AgentReader;
   runningTurns: RunningTurns;
   currentRun: CurrentRun;
-  /** Tells subscribers and workflows what an ending did; the janitor makes up for failures. */
-  tellOfEnding: (aftermath: Aftermath) => void;
+  /** Starts the workflow of a turn that was granted its conversation; the janitor makes up for failures. */
+  startGranted: (turnId: string) => void;
   /** Gives committed events to this process's subscribers and tells the others to read them. */
   announce: (turnId: string, events: readonly RecordedEvent[]) => void;
   log: Logger;

@@ -3,6 +3,7 @@ import { toolOutcomeEvents } from "../events/translator.ts";
 import { releaseStep } from "../store/steps.ts";
 import type { Claim } from "../store/claims.ts";
 import type { Fence } from "../store/fence.ts";
+import type { ToolRegistry } from "../tools/registry.ts";
 import { runTool as runHandler } from "../tools/run.ts";
 import { newItemId } from "../turn/ids.ts";
 import type { Item } from "../turn/items.ts";
@@ -64,9 +65,11 @@ async function runClaimed(
 ): Promise<ToolOutcome> {
   const { turn } = claim;
   const agent = await parts.agents(turn.agent, turn.agentVersion);
-  const isAgents = agent?.tools.includes(call.name) ?? false;
-  const tool = isAgents ? parts.tools.get(call.name) : undefined;
-  if (isAgents && tool === undefined) {
+  const tools = parts.tools.only(
+    (agent?.tools ?? []).filter((name) => parts.tools.get(name) !== undefined),
+  );
+  const tool = tools.get(call.name);
+  if (tool === undefined && agent?.tools.includes(call.name)) {
     // Of a step that an earlier attempt began nobody knows more than before.
     if (!claim.wasRunning) await releaseStep(parts.database, fence);
     throw tryElsewhere(parts, turn, call.name);
@@ -75,7 +78,7 @@ async function runClaimed(
   const { controller: stop, release } = parts.runningTurns.register(fence.turnId);
   const unlink = linkStops(stop, turn, Context.current().cancellationSignal);
   try {
-    const outcome = await callTool(parts, turn, call, stop.signal);
+    const outcome = await callTool(tools, turn, fence.step, call, stop.signal);
     const isHandedOver = (stop.signal.reason as StepStopped | undefined)?.reason === "handover";
     if (isHandedOver && outcome.isError && tool?.repeatable) throw retryLater("handover", 0);
     return outcome;
@@ -86,20 +89,20 @@ async function runClaimed(
 }
 
 async function callTool(
-  parts: Parts,
+  tools: ToolRegistry,
   turn: Turn,
+  step: number,
   call: ToolCall,
   signal: AbortSignal,
 ): Promise<ToolOutcome> {
-  const agent = await parts.agents(turn.agent, turn.agentVersion);
-  const names = (agent?.tools ?? []).filter((name) => parts.tools.get(name) !== undefined);
-  const result = await runHandler(parts.tools.only(names), {
+  const result = await runHandler(tools, {
     name: call.name,
     arguments: call.arguments,
     callId: call.callId,
     turnId: turn.id,
     project: turn.project,
-    idempotencyKey: `${turn.id}/${call.callId}`,
+    // Call ids are the provider's, of any length and characters; this one may stand in a header.
+    idempotencyKey: `${turn.id}/${step}`,
     signal,
     maxResultBytes: turn.limits.maxToolResultBytes,
   });

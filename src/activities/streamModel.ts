@@ -55,7 +55,9 @@ export async function streamModel(
     isServerCall: serverCalls(agent, turn),
     usedIds: [...next.usedIds, ...step.claim.shownIds],
   });
-  const put = (event: TurnEvent) => writer.append(event, translator.nextOutputIndex);
+  const put = async (event: TurnEvent) => {
+    if (!writer.append(event, translator.nextOutputIndex)) await writer.flush(stop.signal);
+  };
   const meter = new OutputMeter(next.writtenBytes);
   stop.signal.throwIfAborted();
   step.isSent = true;
@@ -100,5 +102,5 @@ function noteResponse(ledger: ModelCallEnd, turn: Turn, event: TurnEvent): void 
   if (tokens === null) return;
   ledger.tokens = tokens;
   const model = typeof response["model"] === "string" ? response["model"] : turn.model;
-  ledger.costUsd = priceOf(model, tokens).costUsd;
+  ledger.costUsd = priceOf(model, tokens);
 }

@@ -1,15 +1,6 @@
 import type { Item } from "../turn/items.ts";
-
-/** How the two items of one kind of call find each other, and what stands in for a lost output. */
-interface PairType {
-  call: string;
-  output: string;
-  /** Null where the item takes no part, such as a search that the provider runs itself. */
-  callKey(call: Item): string | null;
-  outputKey(output: Item): string | null;
-  /** The output's fields; null where none can be made up, so that the call is left out instead. */
-  standIn(call: Item, key: string): Record<string, unknown> | null;
-}
+import { answeredCall, callKey, callOf, outputTypeOf } from "../turn/pairs.ts";
+import type { CallRef, CallType } from "../turn/pairs.ts";
 
 const lostMessage =
   "The call was not answered: whether it ran, and with what effect, is unknown. Do not assume either.";
@@ -17,100 +8,55 @@ const lostMessage =
 /** The form in which tools report errors to the model. */
 const lostOutput = JSON.stringify({ error: { type: "unknown_outcome", message: lostMessage } });
 
-function textOf(item: Item, ...fields: string[]): string | null {
-  const found = fields.map((field) => item[field]).find((value) => typeof value === "string");
-  return found === undefined ? null : found;
-}
-
-function pairedByCallId(
-  call: string,
-  standIn: (key: string) => Record<string, unknown> | null,
-): PairType {
-  return {
-    call,
-    output: `${call.replace(/_call$/, "")}_call_output`,
-    callKey: (item) => textOf(item, "call_id"),
-    outputKey: (item) => textOf(item, "call_id"),
-    standIn: (_, key) => standIn(key),
-  };
-}
-
-/**
- * All calls of the Responses API (openai 7.57.0, `ResponseInputItem`) whose output is an item of its
- * own that the client sends. Hosted calls carry their output; `program` waits for the provider.
- */
-const pairTypes: readonly PairType[] = [
-  pairedByCallId("function_call", (call_id) => ({ call_id, output: lostOutput })),
-  pairedByCallId("custom_tool_call", (call_id) => ({ call_id, output: lostOutput })),
-  pairedByCallId("shell_call", (call_id) => ({
+/** The fields of a lost output; null where none can be made up, so that the call is left out instead. */
+const standIns: Readonly<Record<CallType, ((id: string) => Record<string, unknown>) | null>> = {
+  function_call: (call_id) => ({ call_id, output: lostOutput }),
+  custom_tool_call: (call_id) => ({ call_id, output: lostOutput }),
+  shell_call: (call_id) => ({
     call_id,
     output: [{ stdout: "", stderr: lostMessage, outcome: { type: "timeout" } }],
-  })),
-  pairedByCallId("apply_patch_call", (call_id) => ({
-    call_id,
-    status: "failed",
-    output: lostMessage,
-  })),
+  }),
+  apply_patch_call: (call_id) => ({ call_id, status: "failed", output: lostMessage }),
   // Its output is a screenshot, which cannot be made up.
-  pairedByCallId("computer_call", () => null),
-  {
-    call: "local_shell_call",
-    output: "local_shell_call_output",
-    callKey: (call) => textOf(call, "call_id", "id"),
-    // The output's `id` is the call's `call_id`; some clients send `call_id` as well.
-    outputKey: (output) => textOf(output, "call_id", "id"),
-    standIn: (_, key) => ({ id: key, output: lostOutput }),
-  },
-  {
-    call: "tool_search_call",
-    output: "tool_search_output",
-    callKey: (call) => (call["execution"] === "server" ? null : textOf(call, "call_id")),
-    outputKey: (output) => (output["execution"] === "server" ? null : textOf(output, "call_id")),
-    standIn: (_, call_id) => ({ call_id, execution: "client", status: "completed", tools: [] }),
-  },
-  {
-    call: "mcp_approval_request",
-    output: "mcp_approval_response",
-    callKey: (request) => request.id,
-    outputKey: (response) => textOf(response, "approval_request_id"),
-    standIn: (_, key) => ({
-      approval_request_id: key,
-      approve: false,
-      reason: "Nobody answered the request.",
-    }),
-  },
-];
-
-const byCall = new Map(pairTypes.map((pair) => [pair.call, pair]));
-const byOutput = new Map(pairTypes.map((pair) => [pair.output, pair]));
+  computer_call: null,
+  local_shell_call: (id) => ({ id, output: lostOutput }),
+  tool_search_call: (call_id) => ({
+    call_id,
+    execution: "client",
+    status: "completed",
+    tools: [],
+  }),
+  mcp_approval_request: (approval_request_id) => ({
+    approval_request_id,
+    approve: false,
+    reason: "Nobody answered the request.",
+  }),
+};
 
 interface Matching {
   /** Calls without an output. */
-  unanswered: Map<Item, { pair: PairType; key: string }>;
+  unanswered: Map<Item, CallRef>;
   /** Outputs without a call, second outputs among them. */
   strays: Set<Item>;
 }
 
-/** An output belongs to the nearest open call of its kind and key before it. */
+/** An output belongs to the nearest open call of its type and id before it. */
 function matchPairs(items: readonly Item[]): Matching {
   const unanswered: Matching["unanswered"] = new Map();
   const strays: Matching["strays"] = new Set();
   const open = new Map<string, Item>();
   for (const item of items) {
-    const called = byCall.get(item.type);
-    const callKey = called?.callKey(item) ?? null;
-    if (called && callKey !== null) {
-      open.set(`${called.call} ${callKey}`, item);
-      unanswered.set(item, { pair: called, key: callKey });
+    const call = callOf(item);
+    if (call !== null) {
+      open.set(callKey(call), item);
+      unanswered.set(item, call);
     }
-    const answered = byOutput.get(item.type);
-    const outputKey = answered?.outputKey(item) ?? null;
-    if (!answered || outputKey === null) continue;
-    const place = `${answered.call} ${outputKey}`;
-    const call = open.get(place);
-    if (call === undefined) strays.add(item);
-    else unanswered.delete(call);
-    open.delete(place);
+    const answered = answeredCall(item);
+    if (answered === null) continue;
+    const asking = open.get(callKey(answered));
+    if (asking === undefined) strays.add(item);
+    else unanswered.delete(asking);
+    open.delete(callKey(answered));
   }
   return { unanswered, strays };
 }
@@ -126,8 +72,9 @@ export function repairPairs(items: readonly Item[]): Item[] {
     if (strays.has(item)) return [];
     const lost = unanswered.get(item);
     if (lost === undefined) return [item];
-    const fields = lost.pair.standIn(item, lost.key);
-    if (fields === null) return [];
-    return [item, { type: lost.pair.output, id: `${item.id}_unanswered`, ...fields }];
+    const standIn = standIns[lost.type];
+    if (standIn === null) return [];
+    const type = outputTypeOf(lost.type);
+    return [item, { type, id: `${item.id}_unanswered`, ...standIn(lost.id) }];
   });
 }

@@ -1,6 +1,7 @@
 import type { OutputEntry, TurnEvent } from "../turn/events.ts";
 import { newId, newItemId } from "../turn/ids.ts";
 import type { Item } from "../turn/items.ts";
+import { answeredCall, callKey, callOf, isCallId, isNamedByCallId } from "../turn/pairs.ts";
 import { OpenItems, partialAnswers } from "../turn/openItems.ts";
 import type { ToolCall } from "../turn/verdict.ts";
 
@@ -20,7 +21,7 @@ interface Slot {
   /** The item's one id from `added` to `done`. */
   id: string;
   type: string;
-  /** The one call id of a function call; `null` for other items. */
+  /** The one call id of a call, and of the output that answers it; `null` for other items. */
   callId: string | null;
   /** A call of a server tool, which the stream shows as `mcp_call`. */
   isServerCall: boolean;
@@ -34,7 +35,7 @@ interface Slot {
 export const serverLabel = "turnkeeper";
 
 /** Ids from a provider are kept when they look unique; some servers give the same one every time. */
-const trustedId = /^[a-z_]+_[A-Za-z0-9]{16,}$/;
+const trustedId = /^[a-z_]{1,24}_[A-Za-z0-9]{16,100}$/;
 
 /** Types that only the terminal and lifecycle events of the provider's own response have. */
 const lifecycle = new Set([
@@ -45,9 +46,6 @@ const lifecycle = new Set([
   "response.incomplete",
   "response.failed",
 ]);
-
-/** Types whose `call_id` is the item's own; an output's names the call that it answers. */
-const callTypes = new Set(["function_call", "custom_tool_call"]);
 
 /** What clients take for granted in an announced item (`accumulateResponse` of openai 7.57.0). */
 const emptyFields: Record<string, Record<string, unknown>> = {
@@ -101,6 +99,8 @@ export class ModelStreamTranslator {
   readonly #slots = new Map<number, Slot>();
   readonly #isServerCall: (item: Record<string, unknown>) => boolean;
   readonly #usedIds: Set<string>;
+  /** Our call ids by the provider's, for outputs of calls that the provider runs itself. */
+  readonly #callIds = new Map<string, string>();
   readonly #open = new OpenItems();
   readonly #items = new Map<number, Item>();
   readonly #output: OutputEntry[] = [];
@@ -214,10 +214,15 @@ export class ModelStreamTranslator {
     return id;
   }
 
-  #ownCallId(given: unknown): string {
-    const isUsable = typeof given === "string" && given !== "" && !this.#usedIds.has(given);
-    const id = isUsable ? given : newId("modelCall");
+  #callId(item: Record<string, unknown>): string | null {
+    const answered = answeredCall(item);
+    if (answered !== null) return this.#callIds.get(callKey(answered)) ?? null;
+    if (!isNamedByCallId(item)) return null;
+    const given = item["call_id"];
+    const id = isCallId(given) && !this.#usedIds.has(given) ? given : newId("toolCall");
     this.#usedIds.add(id);
+    const call = callOf(item);
+    if (call !== null) this.#callIds.set(callKey(call), id);
     return id;
   }
 
@@ -228,7 +233,7 @@ export class ModelStreamTranslator {
       index: this.#nextOutputIndex++,
       id: isServerCall ? newId("mcpCall") : this.#ownId(item["id"], type),
       type,
-      callId: callTypes.has(type) ? this.#ownCallId(item["call_id"]) : null,
+      callId: this.#callId(item),
       isServerCall,
       contents: new Map(),
       summaries: new Map(),

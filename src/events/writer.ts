@@ -1,6 +1,6 @@
 import { setTimeout as delay } from "node:timers/promises";
 import { StoreUnavailable } from "../store/database.ts";
-import type { Database } from "../store/database.ts";
+import type { Queryable } from "../store/database.ts";
 import { flushEvents } from "../store/eventLog.ts";
 import type { FlushEntry, FlushOutcome } from "../store/eventLog.ts";
 import type { Fence } from "../store/fence.ts";
@@ -28,16 +28,47 @@ const retryWriteMs = 250;
 /** Told of events as soon as they are committed, in the process that wrote them. */
 export type OnCommitted = (turnId: string, events: readonly RecordedEvent[]) => void;
 
-/** A step's way into the event log. */
+/**
+ * A step's way into the event log. Once `signal` has aborted, waiting ends with the next write that
+ * finds the database away.
+ */
 export interface StepWriter {
-  /** Queues an event. Awaiting the result keeps a fast stream from outrunning the database. */
-  append(event: TurnEvent, nextOutputIndex: number): Promise<void> | undefined;
-  /** Waits until everything queued is on record. */
-  flush(): Promise<void>;
-  /** Waits for the write under way and hands over what was not written, for the ending. */
-  drain(): Promise<TurnEvent[]>;
+  /**
+   * Queues an event. `false`: more is queued than should be; flush before you append more, so that a
+   * fast stream does not outrun the database.
+   */
+  append(event: TurnEvent, nextOutputIndex: number): boolean;
+  /**
+   * Waits until nothing is queued any more: it is on record, or the step was fenced or has failed.
+   *
+   * @throws StoreUnavailable when `signal` aborts first.
+   */
+  flush(signal: AbortSignal): Promise<void>;
+  /**
+   * Waits for the write under way and hands over what was not written, for the ending.
+   *
+   * @throws StoreUnavailable when `signal` aborts first; the database's own error when it has refused
+   *   a write: then the record has a hole, and what comes after it must not be recorded.
+   */
+  drain(signal: AbortSignal): Promise<TurnEvent[]>;
   /** Forgets what was not written. */
   discard(): void;
+}
+
+/** What the owner of a step has to hear; the first two end its way into the log. */
+export interface StepListeners {
+  /** The step belongs to somebody else. */
+  fenced: () => void;
+  /** The database refuses what was written; nothing more of the step will be. */
+  failed: (error: unknown) => void;
+  /** The turn is to be cancelled. May be told more than once. */
+  cancelRequested: () => void;
+}
+
+interface Waiter {
+  resolve: () => void;
+  reject: (error: unknown) => void;
+  signal: AbortSignal;
 }
 
 interface PendingStep {
@@ -49,11 +80,10 @@ interface PendingStep {
   /** The write that was sent and whose outcome is not known: it is sent again as it was. */
   sent: FlushEntry | null;
   hasWritten: boolean;
-  fenced: boolean;
   closed: boolean;
-  onFenced: () => void;
-  onCancelRequested: () => void;
-  waiters: (() => void)[];
+  failure: { error: unknown } | null;
+  on: StepListeners;
+  waiters: Waiter[];
 }
 
 /**
@@ -61,19 +91,20 @@ interface PendingStep {
  * flight at a time; one whose answer was lost is sent again and stores nothing twice [3].
  */
 export class EventWriter {
-  readonly #database: Database;
+  readonly #database: Queryable;
   readonly #settings: EventWriterSettings;
   readonly #onCommitted: OnCommitted;
   readonly #steps = new Set<PendingStep>();
   #writing: Promise<void> | null = null;
   #timer: NodeJS.Timeout | null = null;
+  #dueAt = 0;
   #tickMs: number;
   #wroteAt = Number.NEGATIVE_INFINITY;
   /** Somebody waits for the write after the one under way. */
   #isUrgent = false;
 
   constructor(
-    database: Database,
+    database: Queryable,
     onCommitted: OnCommitted,
     settings: EventWriterSettings = defaultEventWriterSettings,
   ) {
@@ -83,11 +114,8 @@ export class EventWriter {
     this.#tickMs = settings.tickMs;
   }
 
-  /**
-   * Opens the way for a claimed step. `onFenced` is called once when the step turns out to belong to
-   * somebody else, `onCancelRequested` when its turn is to be cancelled.
-   */
-  open(fence: Fence, on: { fenced: () => void; cancelRequested: () => void }): StepWriter {
+  /** Opens the way for a claimed step. */
+  open(fence: Fence, on: StepListeners): StepWriter {
     const step: PendingStep = {
       fence,
       events: [],
@@ -96,39 +124,36 @@ export class EventWriter {
       flush: 0,
       sent: null,
       hasWritten: false,
-      fenced: false,
       closed: false,
-      onFenced: on.fenced,
-      onCancelRequested: on.cancelRequested,
+      failure: null,
+      on,
       waiters: [],
     };
     this.#steps.add(step);
     return {
       append: (event, nextOutputIndex) => this.#append(step, event, nextOutputIndex),
-      flush: () => this.#flushed(step),
-      drain: () => this.#drain(step),
+      flush: (signal) => this.#flushed(step, signal),
+      drain: (signal) => this.#drain(step, signal),
       discard: () => this.#close(step),
     };
   }
 
-  #append(step: PendingStep, event: TurnEvent, nextOutputIndex: number): Promise<void> | undefined {
-    if (step.fenced || step.closed) return undefined;
+  #append(step: PendingStep, event: TurnEvent, nextOutputIndex: number): boolean {
+    if (step.closed) return true;
     step.events.push(event);
     step.nextOutputIndex = nextOutputIndex;
-    const delta = event["delta"];
-    // A guess that is good enough for a bound: the envelope of an event is about this long.
-    const envelopeBytes = 256;
-    step.bytes += envelopeBytes + (typeof delta === "string" ? delta.length : 0);
-    this.#schedule(this.#isFirstDelta(step, event) ? 0 : this.#untilTickMs());
-    if (step.bytes <= this.#settings.maxPendingBytes) return undefined;
-    return this.#flushed(step);
-  }
-
-  /** The first words of an answer do not wait for a tick. */
-  #isFirstDelta(step: PendingStep, event: TurnEvent): boolean {
-    if (step.hasWritten || typeof event["delta"] !== "string") return false;
-    step.hasWritten = true;
-    return true;
+    step.bytes += sizeOf(event);
+    if (typeof event["delta"] !== "string") {
+      // Nobody waits for what stands around the words; they take it along.
+      this.#schedule(this.#tickMs);
+    } else if (step.hasWritten) {
+      this.#schedule(this.#untilTickMs());
+    } else {
+      // The first words of an answer do not wait for a tick.
+      step.hasWritten = true;
+      this.#scheduleNow();
+    }
+    return step.bytes <= this.#settings.maxPendingBytes;
   }
 
   /** Ticks are counted from write to write, so that the duration of a write is not added to them. */
@@ -136,15 +161,20 @@ export class EventWriter {
     return Math.max(0, this.#wroteAt + this.#tickMs - performance.now());
   }
 
+  /** Somebody waits for the next write. */
+  #scheduleNow(): void {
+    this.#isUrgent ||= this.#writing !== null;
+    this.#schedule(0);
+  }
+
   #schedule(inMs: number): void {
-    if (this.#writing !== null) {
-      this.#isUrgent ||= inMs === 0;
-      return;
-    }
+    if (this.#writing !== null) return;
+    const dueAt = performance.now() + inMs;
     if (this.#timer !== null) {
-      if (inMs > 0) return;
+      if (dueAt >= this.#dueAt) return;
       clearTimeout(this.#timer);
     }
+    this.#dueAt = dueAt;
     this.#timer = setTimeout(() => {
       this.#timer = null;
       this.#write();
@@ -156,7 +186,10 @@ export class EventWriter {
     const startedAt = performance.now();
     this.#wroteAt = startedAt;
     this.#writing = this.#writeAll()
-      .catch(() => delay(retryWriteMs))
+      .catch((error: unknown) => {
+        this.#giveUpWaiting(error);
+        return delay(retryWriteMs);
+      })
       .then(() => {
         const tookMs = performance.now() - startedAt;
         const { tickMs, maxTickMs } = this.#settings;
@@ -194,15 +227,11 @@ export class EventWriter {
         await this.#send([step]);
       } catch (error) {
         if (error instanceof StoreUnavailable) throw error;
-        this.#fail(step);
+        step.failure = { error };
+        this.#close(step);
+        step.on.failed(error);
       }
     }
-  }
-
-  #fail(step: PendingStep): void {
-    step.fenced = true;
-    this.#close(step);
-    step.onFenced();
   }
 
   #settle(step: PendingStep, entry: FlushEntry, outcome: FlushOutcome): void {
@@ -210,9 +239,10 @@ export class EventWriter {
     if (step.closed) return;
     if (outcome.state === "locked") return;
     step.sent = null;
-    if (outcome.cancelRequested) step.onCancelRequested();
+    if (outcome.cancelRequested) step.on.cancelRequested();
     if (outcome.state === "fenced") {
-      this.#fail(step);
+      this.#close(step);
+      step.on.fenced();
     } else if (outcome.first !== null) {
       const first = outcome.first;
       const events = entry.bodies.map((body, at) => ({ sequenceNumber: first + at, body }));
@@ -221,21 +251,32 @@ export class EventWriter {
   }
 
   #wake(step: PendingStep): void {
-    if (hasWork(step) && !step.fenced) return;
-    for (const waiter of step.waiters.splice(0)) waiter();
+    if (hasWork(step)) return;
+    for (const waiter of step.waiters.splice(0)) waiter.resolve();
   }
 
-  #flushed(step: PendingStep): Promise<void> {
-    if (!hasWork(step) || step.fenced) return Promise.resolve();
-    const done = new Promise<void>((resolve) => step.waiters.push(resolve));
-    this.#schedule(0);
-    return done;
+  /** Who was told to stop has waited for one try, and does not wait for the database to return. */
+  #giveUpWaiting(error: unknown): void {
+    for (const step of this.#steps) {
+      const stopped = step.waiters.filter((waiter) => waiter.signal.aborted);
+      step.waiters = step.waiters.filter((waiter) => !waiter.signal.aborted);
+      for (const waiter of stopped) waiter.reject(error);
+    }
+  }
+
+  #flushed(step: PendingStep, signal: AbortSignal): Promise<void> {
+    if (!hasWork(step)) return Promise.resolve();
+    const { promise, resolve, reject } = Promise.withResolvers<void>();
+    step.waiters.push({ resolve, reject, signal });
+    this.#scheduleNow();
+    return promise;
   }
 
   /** An unfinished write must be settled first: its events may already be on record. */
-  async #drain(step: PendingStep): Promise<TurnEvent[]> {
+  async #drain(step: PendingStep, signal: AbortSignal): Promise<TurnEvent[]> {
     while (this.#writing !== null && step.sent !== null) await this.#writing;
-    if (step.sent !== null) await this.#flushed(step);
+    if (step.sent !== null) await this.#flushed(step, signal);
+    if (step.failure !== null) throw step.failure.error;
     const rest = mergeDeltas(step.events);
     this.#close(step);
     return rest;
@@ -248,6 +289,17 @@ export class EventWriter {
     this.#steps.delete(step);
     this.#wake(step);
   }
+}
+
+/** Roughly the bytes that an event takes: good enough for a bound, and cheap for a delta. */
+function sizeOf(event: TurnEvent): number {
+  const envelopeBytes = 256;
+  let bytes = envelopeBytes;
+  for (const value of Object.values(event)) {
+    if (typeof value === "string") bytes += value.length;
+    else if (typeof value === "object") bytes += JSON.stringify(value).length;
+  }
+  return bytes;
 }
 
 function hasWork(step: PendingStep): boolean {

@@ -1,3 +1,4 @@
+import { isTerminalEvent } from "../turn/events.ts";
 import { StepFailure, failure } from "../turn/failures.ts";
 import { classifyProviderError } from "./failures.ts";
 import type { ProviderError } from "./failures.ts";
@@ -6,8 +7,6 @@ import { eventsOfResponse, isWholeResponse } from "./wholeResponse.ts";
 
 /** A stream event as the provider sent it; types that are not known are passed on. */
 export type UpstreamEvent = { type: string; [field: string]: unknown };
-
-const terminalTypes = new Set(["response.completed", "response.incomplete", "response.failed"]);
 
 /** After the terminal event only the end of the body is left; read, it frees the connection. */
 const drainTimeoutMs = 1_000;
@@ -92,7 +91,7 @@ async function* readEvents(
     }
     seen.events += 1;
     refuseBroken(next.value, headers);
-    const isLast = terminalTypes.has(next.value.type);
+    const isLast = isTerminalEvent(next.value.type);
     if (isLast) watch.endAfter(iterator.next(), drainTimeoutMs);
     yield next.value;
     if (isLast) return throwIfFailed(next.value, headers);
@@ -109,7 +108,7 @@ async function* readWhole(
   const body: unknown = JSON.parse(await response.text());
   watch.disarm();
   const { error } = (body ?? {}) as { error?: ProviderError | null };
-  const isAnswer = isWholeResponse(body) && terminalTypes.has(`response.${String(body.status)}`);
+  const isAnswer = isWholeResponse(body) && isTerminalEvent(`response.${String(body.status)}`);
   if (!isAnswer) {
     if (error)
       throw new StepFailure(classifyProviderError({ ...error, headers: response.headers }));

@@ -1,13 +1,5 @@
 import { calcPrice } from "@pydantic/genai-prices";
-
-/** Tokens of one model call. The cached, cache-written and reasoning ones are parts of the totals. */
-export interface CallUsage {
-  inputTokens: number;
-  cachedTokens: number;
-  cacheWriteTokens: number;
-  outputTokens: number;
-  reasoningTokens: number;
-}
+import type { TokenCounts } from "../turn/turn.ts";
 
 function fieldOf(value: unknown, field: string): unknown {
   return typeof value === "object" && value !== null
@@ -25,7 +17,7 @@ function countOf(value: unknown, field: string): number {
  *
  * @returns null when no usage was sent: then nobody knows the figures, which is not 0.
  */
-export function readUsage(usage: unknown): CallUsage | null {
+export function readUsage(usage: unknown): TokenCounts | null {
   if (typeof usage !== "object" || usage === null) return null;
   const inputDetails = fieldOf(usage, "input_tokens_details");
   return {
@@ -55,7 +47,7 @@ const longInputTokens = 272_000;
 const longInputFactor = 2;
 const longOutputFactor = 1.5;
 
-function listedCost(price: ListPrice, usage: CallUsage): number {
+function listedCost(price: ListPrice, usage: TokenCounts): number {
   const isLong = usage.inputTokens > longInputTokens;
   const fresh = usage.inputTokens - usage.cachedTokens;
   const input = fresh * price.input + usage.cachedTokens * price.cached;
@@ -71,9 +63,9 @@ function listedCost(price: ListPrice, usage: CallUsage): number {
  * hosted tools are not in it. Null when the model's price is not known, or the figures contradict
  * each other.
  */
-export function priceOf(model: string, usage: CallUsage): { costUsd: number | null } {
+export function priceOf(model: string, usage: TokenCounts): number | null {
   const listed = listPrices[model];
-  if (listed !== undefined) return { costUsd: listedCost(listed, usage) };
+  if (listed !== undefined) return listedCost(listed, usage);
   const counted = {
     input_tokens: usage.inputTokens,
     cache_read_tokens: usage.cachedTokens,
@@ -83,9 +75,9 @@ export function priceOf(model: string, usage: CallUsage): { costUsd: number | nu
   try {
     // Named, because other providers list models of the same name at other prices.
     const price = calcPrice(counted, model, { providerId: "openai" });
-    return { costUsd: price?.total_price ?? null };
+    return price?.total_price ?? null;
   } catch {
     // It throws for figures that cannot be, such as more cached tokens than input tokens.
-    return { costUsd: null };
+    return null;
   }
 }

@@ -1,9 +1,10 @@
 import { eventBody, lifecycleEvent } from "../turn/events.ts";
 import { Refusal } from "../turn/failures.ts";
 import { newId } from "../turn/ids.ts";
-import { isFunctionCall, isFunctionCallOutput } from "../turn/items.ts";
 import { maxQueuedTurns } from "../turn/limits.ts";
 import type { TurnLimits } from "../turn/limits.ts";
+import { answeredCall, callKey, callOf } from "../turn/pairs.ts";
+import type { CallRef } from "../turn/pairs.ts";
 import type { TurnRequest } from "../turn/request.ts";
 import { responseObject } from "../turn/response.ts";
 import { isTerminal } from "../turn/turn.ts";
@@ -40,7 +41,7 @@ export interface Admitted {
 interface Place {
   conversationId: string;
   holder: string | null;
-  pendingCalls: string[];
+  pendingCalls: CallRef[];
 }
 
 interface LockedConversation {
@@ -84,7 +85,7 @@ function placeIn(conversationId: string, locked: LockedConversation): Place {
   return {
     conversationId,
     holder: locked.holder_turn_id,
-    pendingCalls: JSON.parse(locked.pending_calls) as string[],
+    pendingCalls: JSON.parse(locked.pending_calls) as CallRef[],
   };
 }
 
@@ -151,7 +152,7 @@ async function placeAfter(tx: Queryable, project: string, previousId: string): P
   return {
     conversationId: fork,
     holder: null,
-    pendingCalls: JSON.parse(previous.pending_calls) as string[],
+    pendingCalls: JSON.parse(previous.pending_calls) as CallRef[],
   };
 }
 
@@ -163,33 +164,33 @@ function busy(holder: string): Refusal {
   );
 }
 
+const words = (itemType: string): string => itemType.replaceAll("_", " ");
+
 /**
  * All calls that the conversation waits for are answered, and no other [9].
  *
  * @throws Refusal `unanswered_calls` or `unknown_call`.
  */
-export function checkAnswers(pendingCalls: readonly string[], request: TurnRequest): void {
-  const asked = new Set([
-    ...pendingCalls,
-    ...request.input.filter(isFunctionCall).map((item) => item.call_id),
-  ]);
-  const answers = request.input.filter(isFunctionCallOutput).map((item) => item.call_id);
-  const unknown = answers.find((callId) => !asked.has(callId));
-  if (unknown !== undefined) {
-    throw new Refusal(
-      "unknown_call",
-      `No tool call found for function call output with call_id ${unknown}.`,
-      "input",
-    );
+export function checkAnswers(pendingCalls: readonly CallRef[], { input }: TurnRequest): void {
+  const calls = [...pendingCalls, ...input.map(callOf).filter((call) => call !== null)];
+  const asked = new Map(calls.map((call) => [callKey(call), call]));
+  const answered = new Set<string>();
+  for (const item of input) {
+    const call = answeredCall(item);
+    if (call === null) continue;
+    answered.add(callKey(call));
+    if (asked.has(callKey(call))) continue;
+    const problem = `No tool call found for ${words(item.type)} with call_id ${call.id}.`;
+    throw new Refusal("unknown_call", problem, "input");
   }
-  const missing = [...asked].filter((callId) => !answers.includes(callId));
-  if (missing.length > 0) {
-    throw new Refusal(
-      "unanswered_calls",
-      `No tool output found for function call ${missing.join(", ")}. Answer all calls in one request.`,
-      "input",
-    );
-  }
+  const missing = [...asked].flatMap(([key, call]) => (answered.has(key) ? [] : [call]));
+  if (missing.length === 0) return;
+  const named = missing.map((call) => `${words(call.type)} ${call.id}`).join(", ");
+  throw new Refusal(
+    "unanswered_calls",
+    `No tool output found for ${named}. Answer all calls in one request.`,
+    "input",
+  );
 }
 
 async function checkQueue(tx: Queryable, place: Place, admission: Admission): Promise<void> {
@@ -214,9 +215,9 @@ async function insertTurn(
   const status = place.holder === null ? "admitted" : "queued";
   const [row] = await tx.query<TurnRow>(
     `INSERT INTO turns (id, project_id, conversation_id, status, agent, agent_version, model,
-       previous_turn_id, request, request_hash, idempotency_key, api_key_id, limits, deadline_at)
-     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13,
-       now() + make_interval(secs => $14::float8 / 1000))
+       request, request_hash, idempotency_key, api_key_id, limits, deadline_at)
+     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12,
+       now() + make_interval(secs => $13::float8 / 1000))
      ON CONFLICT (project_id, idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
      RETURNING ${turnColumns}`,
     [
@@ -227,7 +228,6 @@ async function insertTurn(
       admission.agent,
       admission.agentVersion,
       admission.model,
-      admission.request.previousTurnId,
       JSON.stringify(admission.request),
       admission.requestHash,
       admission.idempotencyKey,

@@ -1,7 +1,8 @@
 import { Refusal } from "../turn/failures.ts";
 import { newId } from "../turn/ids.ts";
-import { isFunctionCall, isFunctionCallOutput, unansweredCalls } from "../turn/items.ts";
 import type { Item } from "../turn/items.ts";
+import { callKey, callOf, unansweredCalls } from "../turn/pairs.ts";
+import type { CallRef } from "../turn/pairs.ts";
 import { one } from "./database.ts";
 import type { Database, Queryable } from "./database.ts";
 
@@ -54,13 +55,12 @@ export async function createConversation(
   items: readonly Item[],
 ): Promise<Conversation> {
   const id = newId("conversation");
-  const pendingCalls = unansweredCalls(items).map((call) => call.call_id);
   return database.transaction(async (tx) => {
     const row = await one(
       tx.query<{ created_at: Date }>(
         `INSERT INTO conversations (id, project_id, metadata, pending_calls)
          VALUES ($1, $2, $3, $4) RETURNING created_at`,
-        [id, project, JSON.stringify(metadata), JSON.stringify(pendingCalls)],
+        [id, project, JSON.stringify(metadata), JSON.stringify(unansweredCalls(items))],
       ),
     );
     if (items.length > 0) await writeItems(tx, project, id, items);
@@ -178,12 +178,10 @@ export async function addItems(
   await database.transaction(async (tx) => {
     const before = await lockIdle(tx, project, conversationId);
     await writeItems(tx, project, conversationId, items);
-    const answered = new Set(items.filter(isFunctionCallOutput).map((item) => item.call_id));
-    const asked = items.filter(isFunctionCall).map((item) => item.call_id);
-    const pending = [...(JSON.parse(before.pending_calls) as string[]), ...asked];
+    const pending = unansweredCalls(items, JSON.parse(before.pending_calls) as CallRef[]);
     await tx.query("UPDATE conversations SET pending_calls = $2 WHERE id = $1", [
       conversationId,
-      JSON.stringify(pending.filter((callId) => !answered.has(callId))),
+      JSON.stringify(pending),
     ]);
   });
 }
@@ -278,15 +276,16 @@ async function forgetPendingCall(
   conversationId: string,
   deleted: Item,
 ): Promise<void> {
-  if (!isFunctionCall(deleted)) return;
+  const gone = callOf(deleted);
+  if (gone === null) return;
   const row = await one(
     tx.query<{ pending_calls: string }>("SELECT pending_calls FROM conversations WHERE id = $1", [
       conversationId,
     ]),
   );
-  const pending = JSON.parse(row.pending_calls) as string[];
+  const pending = JSON.parse(row.pending_calls) as CallRef[];
   await tx.query("UPDATE conversations SET pending_calls = $2 WHERE id = $1", [
     conversationId,
-    JSON.stringify(pending.filter((callId) => callId !== deleted.call_id)),
+    JSON.stringify(pending.filter((call) => callKey(call) !== callKey(gone))),
   ]);
 }

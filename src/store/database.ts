@@ -21,7 +21,6 @@ export interface Transaction extends Queryable {
 }
 
 export interface Database extends Queryable {
-  readonly kind: "postgres" | "pglite";
   /**
    * Runs `work` in one READ COMMITTED transaction; rolls back when it throws. Statements run in the
    * order in which they were issued, whether or not `work` awaits them. `work` may await

@@ -2,8 +2,9 @@ import { lifecycleEvent } from "../turn/events.ts";
 import type { RecordedEvent, TurnEvent } from "../turn/events.ts";
 import { failure, Refusal } from "../turn/failures.ts";
 import type { Failure } from "../turn/failures.ts";
-import { isFunctionCall, unansweredCalls } from "../turn/items.ts";
 import type { Item } from "../turn/items.ts";
+import { unansweredCalls } from "../turn/pairs.ts";
+import type { CallRef } from "../turn/pairs.ts";
 import { closeOpenItems, partialAnswers } from "../turn/openItems.ts";
 import { responseObject } from "../turn/response.ts";
 import { isTerminal } from "../turn/turn.ts";
@@ -44,16 +45,13 @@ export interface EndingCondition {
   ifStep?: Fence;
 }
 
-/** A turn and the events of its end, which nobody has been told of. */
-export interface EndedTurn {
-  id: string;
-  events: RecordedEvent[];
-}
-
 /** What an ending did that others wait for. */
 export interface Aftermath {
-  /** The turn itself, then those that were passed over when its conversation was granted. */
-  turns: EndedTurn[];
+  /**
+   * The turn itself, then those that were passed over when its conversation was granted, with the
+   * events that nobody has been told of.
+   */
+  turns: { id: string; events: RecordedEvent[] }[];
   /** The turn that holds the conversation now; the caller starts its workflow. */
   granted: string | null;
 }
@@ -141,11 +139,9 @@ async function sumUsage(tx: Queryable, turnId: string): Promise<Usage | null> {
 }
 
 /** Calls that wait for the client's answer: only a completed turn asks for answers. */
-function pendingCalls(turn: Turn, items: readonly Item[]): string[] {
+function pendingCalls(turn: Turn, items: readonly Item[]): CallRef[] {
   if (turn.status !== "completed") return [];
-  return unansweredCalls(
-    items.filter((item) => isFunctionCall(item) || item.type === "function_call_output"),
-  ).map((call) => call.call_id);
+  return unansweredCalls(items);
 }
 
 /** Items become part of the conversation only now; a failed turn leaves nothing behind. */
@@ -161,8 +157,8 @@ function appendItems(tx: Transaction, turn: Turn, items: readonly Item[]): void 
        UPDATE turns SET end_position = conversation.next_position, pending_calls = $6
        FROM conversation WHERE turns.id = $2
      )
-     INSERT INTO items (conversation_id, position, project_id, id, turn_id, body)
-     SELECT $1, conversation.first + number - 1, $3, item.id, $2, item.body
+     INSERT INTO items (conversation_id, position, project_id, id, body)
+     SELECT $1, conversation.first + number - 1, $3, item.id, item.body
      FROM conversation, unnest($4::text[], $5::text[]) WITH ORDINALITY AS item (id, body, number)`,
     [
       turn.conversationId,
@@ -300,7 +296,7 @@ async function passOverUnanswering(
     ),
   );
   try {
-    checkAnswers(JSON.parse(pending) as string[], JSON.parse(request) as Turn["request"]);
+    checkAnswers(JSON.parse(pending) as CallRef[], JSON.parse(request) as Turn["request"]);
     return { turns: [], granted: turnId };
   } catch (error) {
     if (!(error instanceof Refusal)) throw error;

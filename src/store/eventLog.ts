@@ -235,8 +235,9 @@ export async function flushEvents(
     lines.map((line) => line.entry.step),
     lines.map((line) => line.body),
   ]);
+  const byStep = new Map(rows.map((row) => [`${row.turn_id}/${row.step}`, row]));
   return entries.map((entry) => {
-    const row = rows.find((each) => each.turn_id === entry.turnId && each.step === entry.step);
+    const row = byStep.get(`${entry.turnId}/${entry.step}`);
     if (row === undefined) return { state: "fenced", first: null, cancelRequested: false };
     const state = row.locked ? "locked" : row.stored || row.known ? "stored" : "fenced";
     return { state, first: row.first, cancelRequested: row.cancel_requested };

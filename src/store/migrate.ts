@@ -58,7 +58,7 @@ export async function migrate(database: Database): Promise<string[]> {
     }
     return missing.map((migration) => migration.name);
   });
-  // The first turns must not find the default partition only, whose events are never dropped.
+  // The first turns must not find the default partition only: its events are deleted, not dropped.
   await makePartitions(database, 1);
   return applied;
 }

@@ -1,18 +1,9 @@
 import { newId } from "../turn/ids.ts";
 import type { FailureClass } from "../turn/failures.ts";
-import type { Turn } from "../turn/turn.ts";
+import type { TokenCounts, Turn } from "../turn/turn.ts";
 import { one } from "./database.ts";
 import type { Queryable, Transaction } from "./database.ts";
 import type { Fence } from "./fence.ts";
-
-/** Tokens of one model call; `null` where the provider did not say. */
-export interface TokenCounts {
-  inputTokens: number;
-  cachedTokens: number;
-  cacheWriteTokens: number;
-  outputTokens: number;
-  reasoningTokens: number;
-}
 
 /** How a model call ended, for the ledger. */
 export interface ModelCallEnd {
@@ -20,6 +11,7 @@ export interface ModelCallEnd {
   outcome: "used" | "wasted";
   responseId: string | null;
   requestId: string | null;
+  /** `null` where the provider did not say. */
   tokens: TokenCounts | null;
   /** US dollars; `null` when the price of the model is unknown. */
   costUsd: number | null;
@@ -110,7 +102,7 @@ export interface ModelCallRecord {
   responseId: string | null;
   requestId: string | null;
   outcome: "open" | "used" | "wasted";
-  certainty: "exact" | "estimated" | "unknown";
+  certainty: "exact" | "unknown";
   failureClass: FailureClass | null;
   tokens: TokenCounts | null;
   costUsd: number | null;

@@ -22,7 +22,6 @@ async function run<Row>(
 }
 
 class PgliteDatabase implements Database {
-  readonly kind = "pglite";
   readonly #engine: PGlite;
 
   constructor(engine: PGlite) {

@@ -36,10 +36,11 @@ const types = {
 
 /**
  * SQLSTATE classes and codes that say nothing about the statement: 08 connection, 53 resources,
- * 57P server shutdown, 40 serialization and deadlock, 25P03 idle transaction ended
- * (PostgreSQL manual, appendix A).
+ * 57P server shutdown, 40 serialization and deadlock, 25P03 idle transaction ended,
+ * 57014 out of time (PostgreSQL manual, appendix A); and 25006 read-only: after a failover the
+ * connection leads to a standby, and the next one to the new primary.
  */
-const passingStates = /^(08|53|57P|40|25P03|57014)/;
+const passingStates = /^(08|53|57P|40|25P03|25006|57014)/;
 
 function translate(error: unknown): unknown {
   if (!(error instanceof Error)) return error;
@@ -82,7 +83,6 @@ async function run<Row>(
 }
 
 class PostgresDatabase implements Database {
-  readonly kind = "postgres";
   readonly #settings: PostgresSettings;
   readonly #pool: pg.Pool;
   readonly #notifier: pg.Pool;

@@ -195,21 +195,24 @@ export async function markDisconnected(
 }
 
 /**
- * The turn that the same request started before its connection broke, at most `withinMs` ago; it is
- * given out once per broken connection. `null` where there is none.
+ * The turn that the same request started before its connection broke, at most `withinMs` ago; `null`
+ * where there is none. A turn is given out once for each broken connection that a gateway noted. A
+ * gateway that was killed noted nothing, so a turn that goes on is given out once without a note.
  */
 export async function reattachTurn(
   queryable: Queryable,
   request: { project: string; apiKeyId: string | null; requestHash: Buffer; withinMs: number },
 ): Promise<Turn | null> {
   const [row] = await queryable.query<TurnRow>(
-    `UPDATE turns SET disconnected_at = NULL
+    `UPDATE turns SET disconnected_at = NULL, reattached_at = now()
      WHERE id = (
        SELECT id FROM turns
        WHERE project_id = $1 AND request_hash = $2 AND api_key_id IS NOT DISTINCT FROM $3
          AND created_at > now() - make_interval(secs => $4::float8 / 1000)
-         AND disconnected_at IS NOT NULL AND idempotency_key IS NULL AND hidden_at IS NULL
-       ORDER BY created_at DESC LIMIT 1
+         AND idempotency_key IS NULL AND hidden_at IS NULL
+         AND (disconnected_at IS NOT NULL
+           OR (status IN ('queued', 'admitted', 'running') AND reattached_at IS NULL))
+       ORDER BY disconnected_at IS NULL, created_at DESC LIMIT 1
        FOR UPDATE
      )
      RETURNING ${turnColumns}`,

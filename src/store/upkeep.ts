@@ -1,38 +1,65 @@
+import { one } from "./database.ts";
 import type { Database, Queryable } from "./database.ts";
-import { turnColumns, turnFromRow } from "./turns.ts";
-import type { TurnRow } from "./turns.ts";
-import type { Turn } from "../turn/turn.ts";
+
+/** What the janitor has to know of a turn to look after it: none of its bodies. */
+export interface UpkeepTurn {
+  id: string;
+  conversationId: string;
+  runId: string | null;
+  deadlineAt: Date;
+}
+
+interface UpkeepRow {
+  id: string;
+  conversation_id: string;
+  run_id: string | null;
+  deadline_at: Date;
+}
 
 /**
  * Turns that are older than `ageMs` and not terminal; oldest first, those behind the turn `after`.
  * `queued` ones are not among them: they wait for their conversation.
  */
-export async function findStaleTurns(
+export function findStaleTurns(
   queryable: Queryable,
   ageMs: number,
   limit: number,
   after: string | null = null,
-): Promise<Turn[]> {
-  const rows = await queryable.query<TurnRow>(
-    `SELECT ${turnColumns} FROM turns
-     WHERE status IN ('admitted', 'running')
-       AND greatest(created_at, started_at) < now() - make_interval(secs => $1::float8 / 1000)
-       AND ($3::text IS NULL OR (created_at, id) >
-         (SELECT cursor.created_at, cursor.id FROM turns cursor WHERE cursor.id = $3))
-     ORDER BY created_at, id LIMIT $2`,
-    [ageMs, limit, after],
-  );
-  return rows.map(turnFromRow);
+): Promise<UpkeepTurn[]> {
+  const isStale = `status IN ('admitted', 'running')
+    AND greatest(created_at, started_at) < now() - make_interval(secs => $3::float8 / 1000)`;
+  return readPage(queryable, isStale, [limit, after, ageMs]);
 }
 
-/** Turns that have waited for their conversation past their deadline. */
-export async function findExpiredQueuedTurns(queryable: Queryable, limit: number): Promise<Turn[]> {
-  const rows = await queryable.query<TurnRow>(
-    `SELECT ${turnColumns} FROM turns
-     WHERE status = 'queued' AND deadline_at < now() ORDER BY deadline_at LIMIT $1`,
-    [limit],
+/** Turns that have waited for their conversation past their deadline, paged in the same way. */
+export function findExpiredQueuedTurns(
+  queryable: Queryable,
+  limit: number,
+  after: string | null = null,
+): Promise<UpkeepTurn[]> {
+  return readPage(queryable, "status = 'queued' AND deadline_at < now()", [limit, after]);
+}
+
+/** @param parameters the page's limit, the turn it begins behind, and those of `condition`. */
+async function readPage(
+  queryable: Queryable,
+  condition: string,
+  parameters: [limit: number, after: string | null, ...of: number[]],
+): Promise<UpkeepTurn[]> {
+  const rows = await queryable.query<UpkeepRow>(
+    `SELECT id, conversation_id, run_id, deadline_at FROM turns
+     WHERE ${condition}
+       AND ($2::text IS NULL OR (created_at, id) >
+         (SELECT cursor.created_at, cursor.id FROM turns cursor WHERE cursor.id = $2))
+     ORDER BY created_at, id LIMIT $1`,
+    parameters,
   );
-  return rows.map(turnFromRow);
+  return rows.map((row) => ({
+    id: row.id,
+    conversationId: row.conversation_id,
+    runId: row.run_id,
+    deadlineAt: row.deadline_at,
+  }));
 }
 
 /**
@@ -102,4 +129,35 @@ export async function dropOldPartitions(
   );
   for (const { name } of rows) await database.query(`DROP TABLE ${name}`);
   return rows.map((row) => row.name);
+}
+
+/**
+ * Deletes the events older than `retentionDays` that lie in the default partition, of at most
+ * `maxTurns` turns that are terminal. All of a turn's go at once: a stream that lacks only its end
+ * would look whole.
+ *
+ * @returns of how many turns there were events to delete.
+ */
+export async function deleteOldDefaultEvents(
+  database: Database,
+  retentionDays: number,
+  maxTurns: number,
+): Promise<number> {
+  const { turns } = await one(
+    database.query<{ turns: number }>(
+      `WITH old AS MATERIALIZED (
+         SELECT DISTINCT event.admitted_on, event.turn_id
+         FROM turn_events_default event JOIN turns ON turns.id = event.turn_id
+         WHERE event.admitted_on < (now() AT TIME ZONE 'UTC')::date - $1::int
+           AND turns.status NOT IN ('queued', 'admitted', 'running')
+         LIMIT $2
+       ), deleted AS (
+         DELETE FROM turn_events_default event USING old
+         WHERE event.admitted_on = old.admitted_on AND event.turn_id = old.turn_id
+       )
+       SELECT count(*) AS turns FROM old`,
+      [retentionDays, maxTurns],
+    ),
+  );
+  return turns;
 }

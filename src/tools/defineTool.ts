@@ -16,7 +16,7 @@ export type ArgumentsOf<S extends ToolSchema> = S extends $ZodType
 export interface ToolContext {
   /** Aborted when the turn is cancelled, the worker stops, or the tool's time is up. */
   signal: AbortSignal;
-  /** The same for every run of the same call: pass it on to whatever has the effect [8]. */
+  /** `TURN_ID/STEP`, the same for every run of the same call: pass it on to whatever has the effect [8]. */
   idempotencyKey: string;
   turnId: string;
   callId: string;

@@ -3,7 +3,7 @@ import type { ToolContext } from "./defineTool.ts";
 import type { RegisteredTool, ToolRegistry } from "./registry.ts";
 import type { Checked, CompiledSchema } from "./schema.ts";
 
-export interface ToolCall extends ToolContext {
+export interface ToolRun extends ToolContext {
   name: string;
   /** JSON text as the model wrote it. */
   arguments: string;
@@ -11,7 +11,7 @@ export interface ToolCall extends ToolContext {
   maxResultBytes: number;
 }
 
-export interface ToolOutcome {
+export interface ToolResult {
   /** `error` covers everything that the model can read about and act on. */
   status: "ok" | "error" | "timeout" | "aborted";
   /** For the model: the result, or `{"error": {"type", "message"}}`. */
@@ -34,7 +34,7 @@ export function toolErrorOutput(type: ToolErrorType, message: string): string {
   return JSON.stringify({ error: { type, message: line } });
 }
 
-function failed(type: ToolErrorType, message: string): ToolOutcome {
+function failed(type: ToolErrorType, message: string): ToolResult {
   const status = type === "timeout" || type === "aborted" ? type : "error";
   return { status, output: toolErrorOutput(type, message) };
 }
@@ -71,7 +71,7 @@ async function readArguments(tool: RegisteredTool, text: string): Promise<Checke
 type Handled = { result: unknown } | { thrown: unknown } | { stopped: "timeout" | "aborted" };
 
 /** Runs the handler until it settles, its time is up or the caller aborts, whichever is first. */
-async function handle(tool: RegisteredTool, args: unknown, call: ToolCall): Promise<Handled> {
+async function handle(tool: RegisteredTool, args: unknown, call: ToolRun): Promise<Handled> {
   const { idempotencyKey, turnId, callId, project } = call;
   const expiry = new AbortController();
   const stopped = Promise.withResolvers<Handled>();
@@ -113,7 +113,7 @@ async function toOutcome(
   tool: RegisteredTool,
   result: unknown,
   maxResultBytes: number,
-): Promise<ToolOutcome> {
+): Promise<ToolResult> {
   const made = toText(result);
   if ("problem" in made) {
     return failed("invalid_result", `The tool ran, but its result is not JSON: ${made.problem}`);
@@ -134,7 +134,7 @@ async function toOutcome(
  * model about it; nothing is thrown. When it is stopped, the handler's signal is aborted and its
  * later result is ignored; what it has done by then is unknown [8].
  */
-export async function runTool(registry: ToolRegistry, call: ToolCall): Promise<ToolOutcome> {
+export async function runTool(registry: ToolRegistry, call: ToolRun): Promise<ToolResult> {
   const stopMessage = "The call was stopped; whether it had an effect is unknown.";
   const tool = registry.get(call.name);
   if (tool === undefined) {

@@ -163,10 +163,6 @@ export const failureRules = {
 
 export type FailureClass = keyof typeof failureRules;
 
-export function isFailureClass(text: string): text is FailureClass {
-  return Object.hasOwn(failureRules, text);
-}
-
 /** A failure as it is recorded and shown. `code` is stable; `message` says what to do. */
 export interface Failure {
   class: FailureClass;

@@ -13,7 +13,8 @@ const prefixes = {
   reasoning: "rs",
   mcpCall: "mcp",
   item: "item",
-  modelCall: "call",
+  toolCall: "call",
+  modelCall: "mc",
   apiKey: "key",
   request: "req",
 } as const;

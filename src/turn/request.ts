@@ -2,6 +2,7 @@ import { Refusal } from "./failures.ts";
 import { newItemId } from "./ids.ts";
 import { userMessage } from "./items.ts";
 import type { Item } from "./items.ts";
+import { answeredCall, callOf, isCallId, maxCallIdChars } from "./pairs.ts";
 
 /** What a caller asks for, in the words of `POST /v1/responses`. Unknown fields go to the model. */
 export interface ResponseRequest {
@@ -123,10 +124,18 @@ function checkItem(value: unknown, param: string): Item {
     );
   }
   if (type === "message") checkMessage(value, param);
-  const callIdOwners = new Set(["function_call", "function_call_output"]);
-  if (callIdOwners.has(type)) checkId(value["call_id"], `${param}.call_id`);
+  checkCall(value, param);
   const id = value["id"] ?? null;
   return { ...value, type, id: id === null ? newItemId(type) : checkId(id, `${param}.id`) };
+}
+
+function checkCall(value: Record<string, unknown>, param: string): void {
+  const { type } = value;
+  const call = callOf(value) ?? answeredCall(value);
+  const isMissing = call === null && (type === "function_call" || type === "function_call_output");
+  if (!isMissing && (call === null || isCallId(call.id))) return;
+  const problem = `'${param}.call_id' must be a text of 1 to ${maxCallIdChars} characters.`;
+  throw invalid(problem, `${param}.call_id`);
 }
 
 function checkMessage(value: Record<string, unknown>, param: string): void {

@@ -37,6 +37,15 @@ export interface Usage {
   total_tokens: number;
 }
 
+/** Tokens of one model call. The cached, cache-written and reasoning ones are parts of the totals. */
+export interface TokenCounts {
+  inputTokens: number;
+  cachedTokens: number;
+  cacheWriteTokens: number;
+  outputTokens: number;
+  reasoningTokens: number;
+}
+
 /** A turn as it is on record. */
 export interface Turn {
   id: string;

@@ -15,9 +15,9 @@ export function turnEnd(status: TerminalStatus, failure: Pick<Failure, "class"> 
 
 /**
  * What a step tells the workflow: all that Temporal's history keeps of it [5].
- * `tools`: the next `count` step numbers are tool calls that run side by side; when they are done
+ * `tools`: names the tools that the next step numbers call, side by side; when they are done
  * the model is called again, or, with `thenEnd`, the turn ends because the client has calls to
- * answer. `end`: the turn has ended on record. `next`: the tool call is done.
+ * answer. `end`: the turn has ended on record. `model`: the tool call is done.
  */
 export type StepVerdict =
   | { next: "tools"; tools: string[]; thenEnd: boolean }

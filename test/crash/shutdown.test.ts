@@ -1,5 +1,9 @@
+import { pino } from "pino";
 import { afterEach, beforeEach, expect, test } from "vitest";
+import { openModelEndpoint } from "../../src/responses/call.ts";
 import { gate, text } from "../../src/simulator/server.ts";
+import { connectNatively } from "../../src/temporal.ts";
+import { createWorker } from "../../src/worker.ts";
 import { startCrashable } from "../setup/crashable.ts";
 import type { Crashable } from "../setup/crashable.ts";
 import { describeWith } from "../setup/servers.ts";
@@ -26,6 +30,30 @@ describeWith(["postgres", "temporal"], "a worker that gets SIGTERM", () => {
     expect(await stopped).toBe(0);
     expect(await turn.result()).toMatchObject({ status: "completed", text: "One two three" });
     expect(parts.simulator.bill).toHaveLength(1);
+  });
+
+  test("while it starts does not run at all", async () => {
+    const log = pino({ level: "silent" });
+    const { temporalAddress: address, taskQueue, openaiBaseUrl: baseUrl } = parts.workerOptions;
+    const { connection, client } = await connectNatively({ address }, log);
+    const timeouts = { connectTimeoutMs: 5_000, headersTimeoutMs: 5_000 };
+    const endpoint = openModelEndpoint({ baseUrl, apiKey: "sk-simulated", ...timeouts });
+    const worker = await createWorker({
+      connection,
+      client,
+      taskQueue,
+      database: parts.database,
+      endpoint,
+      agents: [],
+      tools: [],
+      log,
+      maxConcurrentSteps: 1,
+      shutdownGraceMs: 1_000,
+    });
+    worker.shutdown();
+    await worker.run();
+    await endpoint.close();
+    await connection.close();
   });
 
   test("hands a call that outlasts its grace over to another worker, and exits with 0", async () => {

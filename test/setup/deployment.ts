@@ -62,7 +62,7 @@ export async function deploy(options: DeploymentOptions = {}): Promise<Deploymen
     agents: options.agents ?? [defineAgent({ name: "default", model: "gpt-test" })],
     tools: options.tools ?? [],
     log,
-    maxModelSteps: 100,
+    maxConcurrentSteps: 100,
     shutdownGraceMs: 1_000,
     ...(options.janitor === undefined ? {} : { janitor: options.janitor }),
   });

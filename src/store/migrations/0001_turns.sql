@@ -1,5 +1,6 @@
 -- Bodies that come from outside are JSON in text columns: escaped, a NUL or a lone surrogate survives.
 
+-- A documented requirement from the first release on: retrieval keeps its vectors here.
 CREATE EXTENSION IF NOT EXISTS vector;
 
 CREATE TABLE projects (
@@ -37,7 +38,7 @@ CREATE TABLE conversations (
   next_position bigint NOT NULL DEFAULT 0,
   holder_turn_id text,
   head_turn_id text,
-  -- JSON: call ids of the client's own tools that the next turn has to answer.
+  -- JSON: type and id of each call that the next turn has to answer.
   pending_calls text NOT NULL DEFAULT '[]',
   created_at timestamptz NOT NULL DEFAULT now(),
   deleted_at timestamptz
@@ -48,7 +49,6 @@ CREATE TABLE items (
   position bigint NOT NULL,
   project_id text NOT NULL,
   id text NOT NULL,
-  turn_id text,
   body text NOT NULL,
   created_at timestamptz NOT NULL DEFAULT now(),
   deleted_at timestamptz,
@@ -68,12 +68,12 @@ CREATE TABLE turns (
   agent text NOT NULL,
   agent_version text NOT NULL,
   model text NOT NULL,
-  previous_turn_id text,
   request text NOT NULL,
   request_hash bytea NOT NULL,
   idempotency_key text,
   api_key_id text,
   disconnected_at timestamptz,
+  reattached_at timestamptz,
   limits text NOT NULL,
   deadline_at timestamptz NOT NULL,
   run_id text,
@@ -151,7 +151,7 @@ CREATE TABLE model_calls (
   response_id text,
   request_id text,
   outcome text NOT NULL DEFAULT 'open' CHECK (outcome IN ('open', 'used', 'wasted')),
-  certainty text NOT NULL DEFAULT 'unknown' CHECK (certainty IN ('exact', 'estimated', 'unknown')),
+  certainty text NOT NULL DEFAULT 'unknown' CHECK (certainty IN ('exact', 'unknown')),
   failure_class text,
   input_tokens bigint,
   cached_tokens bigint,
@@ -164,7 +164,6 @@ CREATE TABLE model_calls (
 );
 
 CREATE INDEX model_calls_by_turn ON model_calls (turn_id, step);
-CREATE INDEX model_calls_by_project ON model_calls (project_id, started_at);
 
 -- Work that one process of a deployment does at a time.
 CREATE TABLE leases (
