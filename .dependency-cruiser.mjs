@@ -1,9 +1,9 @@
 /**
- * Which folder may import which (DESIGN §4). Imports point one way; what stands on top of
+ * Which folder may import which (docs/architecture.md). Imports point one way; what stands on top of
  * everything is imported by nothing.
  */
 
-const foundation = ["context", "store", "responses", "tools", "sandbox", "retrieval"];
+const foundation = ["context", "store", "responses", "tools"];
 
 /**
  * @param {string} folder
@@ -29,10 +29,10 @@ export default {
     mayImport("workflows", ["turn", "activities"]),
     ...foundation.map((folder) => mayImport(folder, ["turn"])),
     mayImport("events", ["turn", "store"]),
-    mayImport("telemetry", ["turn"]),
     mayImport("simulator", ["turn"]),
-    mayImport("activities", ["turn", "events", "telemetry", ...foundation]),
-    mayImport("client", ["turn", "store", "events", "engine.ts", "temporal.ts"]),
+    mayImport("activities", ["turn", "events", ...foundation]),
+    mayImport("client", ["turn", "store", "events", "engine.ts", "temporal.ts", "turns.ts"]),
+    mayImport("turns", ["turn", "store", "events", "engine.ts"]),
     {
       name: "workflows-see-only-types-of-activities",
       comment: "an activity's code does not belong into the workflow bundle",

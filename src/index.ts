@@ -1,6 +1,8 @@
 /** What applications import. */
-export { TurnHandle, Turnkeeper, Turns } from "./client.ts";
-export type { ConnectOptions, StartOptions, StartTurn, TurnResult } from "./client.ts";
+export { Turnkeeper } from "./client.ts";
+export { TurnHandle, Turns } from "./turns.ts";
+export type { ConnectOptions } from "./client.ts";
+export type { StartOptions, StartTurn, TurnResult } from "./turns.ts";
 export { defineTool } from "./tools/defineTool.ts";
 export type { Tool, ToolContext, ToolDefinition } from "./tools/defineTool.ts";
 export { InvalidTool } from "./tools/registry.ts";

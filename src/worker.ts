@@ -9,7 +9,7 @@ import { createTurnActivities } from "./activities/index.ts";
 import { HeadStarts } from "./activities/headStarts.ts";
 import type { Parts } from "./activities/parts.ts";
 import { RunningTurns } from "./activities/runningTurns.ts";
-import type { HeadStart } from "./client.ts";
+import type { HeadStart } from "./turns.ts";
 import type { Config } from "./config.ts";
 import { createEngine, findSearchAttributes } from "./engine.ts";
 import type { Engine } from "./engine.ts";

@@ -2,7 +2,7 @@ import { setFlagsFromString } from "node:v8";
 import { runInNewContext } from "node:vm";
 import fc from "fast-check";
 import { afterEach, expect, test } from "vitest";
-import { Turns } from "../src/client.ts";
+import { Turns } from "../src/turns.ts";
 import type { Engine } from "../src/engine.ts";
 import { defaultEventHubSettings, EventHub } from "../src/events/hub.ts";
 import type { EventHubSettings } from "../src/events/hub.ts";

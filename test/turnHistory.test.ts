@@ -2,7 +2,7 @@ import { fileURLToPath } from "node:url";
 import type { Client } from "@temporalio/client";
 import { bundleWorkflowCode, Worker } from "@temporalio/worker";
 import { afterAll, afterEach, beforeAll, expect, test } from "vitest";
-import type { TurnHandle } from "../src/client.ts";
+import type { TurnHandle } from "../src/turns.ts";
 import { calls, fault, gate, text } from "../src/simulator/server.ts";
 import { createConversation } from "../src/store/conversations.ts";
 import { connectLazily } from "../src/temporal.ts";
@@ -21,7 +21,7 @@ import { describeWith, sharedTemporal } from "./setup/servers.ts";
 import { ended } from "./setup/turnStream.ts";
 import { workflowEnd } from "./setup/workflowEnd.ts";
 
-/** The bars of DESIGN §6. */
+/** What docs/performance.md promises of a history. */
 const maxOneCall = { events: 12, bytes: 8 * 1024 };
 const maxFurtherStep = { events: 6, bytes: 2 * 1024 };
 

@@ -2,7 +2,7 @@ import { randomUUID } from "node:crypto";
 import type { Client } from "@temporalio/client";
 import { pino } from "pino";
 import { afterAll, afterEach, beforeAll, expect, test } from "vitest";
-import type { TurnHandle } from "../src/client.ts";
+import type { TurnHandle } from "../src/turns.ts";
 import { openModelEndpoint } from "../src/responses/call.ts";
 import { calls, fault, gate, text } from "../src/simulator/server.ts";
 import { registerAgents } from "../src/store/agents.ts";

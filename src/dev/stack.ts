@@ -128,16 +128,8 @@ async function startParts(
   const endpoint = started.add(await openDevEndpoint(config, started), (each) => each.close());
   const hub = started.add(await EventHub.open(database), (each) => each.close());
   const app = config.app === null ? exampleApp(config.model) : await loadApp(config);
-  const worker = await createWorker({
-    ...app,
-    ...workerSettings(config),
-    connection,
-    client,
-    database,
-    endpoint,
-    hub,
-    log,
-  });
+  const parts = { connection, client, database, endpoint, hub, log };
+  const worker = await createWorker({ ...app, ...workerSettings(config), ...parts });
   const running = worker.run();
   running.catch(() => {});
   started.add(worker, async (each) => {

@@ -1,7 +1,7 @@
 import { BlockList, isIP } from "node:net";
 import type { FastifyRequest } from "fastify";
 import { LRUCache } from "lru-cache";
-import type { Turns } from "../client.ts";
+import type { Turns } from "../turns.ts";
 import { InvalidConfig } from "../config.ts";
 import { findApiKey, hasApiKeys } from "../store/apiKeys.ts";
 import type { ApiKey } from "../store/apiKeys.ts";

@@ -1,0 +1,345 @@
+import { setTimeout as delay } from "node:timers/promises";
+import type { Engine } from "./engine.ts";
+import type { EventHub } from "./events/hub.ts";
+import { admitTurn } from "./store/admission.ts";
+import type { Admission, Admitted, BusyMode } from "./store/admission.ts";
+import { listAgents } from "./store/agents.ts";
+import { StoreUnavailable } from "./store/database.ts";
+import type { Database } from "./store/database.ts";
+import { cancelTurn } from "./store/endings.ts";
+import { readEventsAfter, readLastNumber, readProgress } from "./store/eventLog.ts";
+import { markDisconnected, readTurn, readVisibleTurn, reattachTurn } from "./store/turns.ts";
+import { parseEvent } from "./turn/events.ts";
+import type { NumberedEvent, RecordedEvent } from "./turn/events.ts";
+import { Refusal } from "./turn/failures.ts";
+import { newId } from "./turn/ids.ts";
+import { outputText } from "./turn/items.ts";
+import type { Item } from "./turn/items.ts";
+import { prepareTurn, requestHash } from "./turn/prepare.ts";
+import { checkId } from "./turn/request.ts";
+import type { ResponseRequest } from "./turn/request.ts";
+import { responseObject } from "./turn/response.ts";
+import type { ResponseObject } from "./turn/response.ts";
+import { isTerminal } from "./turn/turn.ts";
+import type { Turn } from "./turn/turn.ts";
+
+/** What a turn is started with: the words of `POST /v1/responses`, and these. */
+export interface StartTurn extends ResponseRequest {
+  /** Names an agent, or a provider's model for the default agent. The same field as `model`. */
+  agent?: string;
+}
+
+export interface StartOptions {
+  /** The same key gives the same turn [4]; 1 to 255 printable characters. */
+  idempotencyKey?: string | undefined;
+  /** What to do when another turn holds the conversation. Default `reject`. */
+  whenBusy?: BusyMode | undefined;
+  /** The key by which the request came in, kept with the turn. */
+  apiKeyId?: string | undefined;
+}
+
+/** How a turn ended. */
+export interface TurnResult {
+  status: Turn["status"];
+  /** The text of the answer. */
+  text: string;
+  response: ResponseObject;
+  turn: Turn;
+}
+
+/**
+ * Begins a turn's first step in this process, and calls `tell` to have Temporal told of the turn.
+ *
+ * @returns false, and does nothing, where there is too much to do.
+ */
+export type HeadStart = (turn: Turn, tell: () => Promise<void>) => boolean;
+
+export interface ClientParts {
+  database: Database;
+  hub: EventHub;
+  engine: Engine;
+  /** Where this process is a worker too: begins a turn while Temporal is being told. */
+  headStart?: HeadStart;
+}
+
+/** How long after its start an interrupted request may be sent again without a key */
+const reattachWithinMs = 60_000;
+
+/** Events of an ended turn that are read at a time. */
+const pageEvents = 512;
+
+/** How long and how often Temporal is told of a turn with a head start. */
+const tellForMs = 10 * 60_000;
+const tellAgainMs = 2_000;
+
+const idempotencyKeyPattern = /^[\x21-\x7e]{1,255}$/;
+
+function ifUnavailable(error: unknown): null {
+  if (error instanceof StoreUnavailable) return null;
+  throw error;
+}
+
+/** One turn, as its starter holds it. */
+export class TurnHandle {
+  readonly id: string;
+  readonly conversationId: string;
+  /** False when the same request had started the turn before. */
+  readonly isNew: boolean;
+  readonly #turns: Turns;
+  readonly #turn: Turn;
+
+  constructor(turns: Turns, turn: Turn, isNew: boolean) {
+    this.#turns = turns;
+    this.#turn = turn;
+    this.id = turn.id;
+    this.conversationId = turn.conversationId;
+    this.isNew = isNew;
+  }
+
+  /**
+   * The turn's events after number `after` (default: all), until its end: what has been, then what
+   * comes. Leaving the loop costs nothing and cancels nothing.
+   *
+   * @throws Refusal `stream_expired` when the events have been dropped by age.
+   */
+  async *events(
+    options: { after?: number; signal?: AbortSignal } = {},
+  ): AsyncGenerator<NumberedEvent> {
+    const turn = await this.#turns.read(this.id);
+    for await (const batch of await this.#turns.watch(turn, options)) yield* batch.map(parseEvent);
+  }
+
+  /** Waits for the end of the turn, however it ends. */
+  async result(options: { signal?: AbortSignal } = {}): Promise<TurnResult> {
+    const turn = await this.#turns.waitForEnd(this.#turn, options.signal);
+    const text = outputText((turn.output ?? []) as Item[]);
+    return { status: turn.status, text, response: responseObject(turn), turn };
+  }
+
+  /** Asks for the turn's end; what was produced is kept, marked so [12]. */
+  async cancel(): Promise<void> {
+    await this.#turns.cancel(this.id);
+  }
+}
+
+/** Starts, watches and cancels the turns of one project. */
+export class Turns {
+  readonly project: string;
+  readonly #parts: ClientParts;
+
+  constructor(parts: ClientParts, project: string) {
+    this.#parts = parts;
+    this.project = project;
+  }
+
+  /**
+   * Puts a turn on record and has Temporal start it. Once this resolves the turn cannot be lost;
+   * while Temporal is away it waits on record for the janitor.
+   *
+   * @throws Refusal when the request cannot be taken; nothing was recorded then.
+   */
+  async start(input: StartTurn, options: StartOptions = {}): Promise<TurnHandle> {
+    const { agent, ...body } = input;
+    const request = { ...body, model: agent ?? body.model ?? null };
+    const { turn, isNew, started } = await this.admit(request, options);
+    await started;
+    return new TurnHandle(this, turn, isNew);
+  }
+
+  /**
+   * Like {@link start}, for callers that want the record itself. `started` resolves when Temporal
+   * knows the turn or could not be told; a process that lives on need not wait for it.
+   */
+  async admit(
+    body: ResponseRequest,
+    options: StartOptions = {},
+  ): Promise<Admitted & { started: Promise<void> }> {
+    const { database, engine, headStart } = this.#parts;
+    const { idempotencyKey } = options;
+    if (idempotencyKey !== undefined && !idempotencyKeyPattern.test(idempotencyKey)) {
+      const rule = "An idempotency key has 1 to 255 printable ASCII characters without spaces.";
+      throw new Refusal("invalid_value", rule, "Idempotency-Key");
+    }
+    const prepared = await this.#reachable(async () =>
+      prepareTurn(body, await listAgents(database)),
+    );
+    const admitted = await this.#reachable(() =>
+      this.#putOnRecord({
+        ...prepared,
+        turnId: newId("turn"),
+        project: this.project,
+        idempotencyKey: idempotencyKey ?? null,
+        apiKeyId: options.apiKeyId ?? null,
+        whenBusy: options.whenBusy ?? "reject",
+      }),
+    );
+    const { turn, isNew } = admitted;
+    if (turn.status !== "admitted") return { ...admitted, started: Promise.resolve() };
+    if (isNew && headStart?.(turn, () => this.#tell(turn))) {
+      return { ...admitted, started: Promise.resolve() };
+    }
+    // On record it cannot be lost; if Temporal is away, the janitor starts it later.
+    return { ...admitted, started: engine.startTurn(turn).catch(() => {}) };
+  }
+
+  async #putOnRecord(admission: Admission): Promise<Admitted> {
+    const { database } = this.#parts;
+    try {
+      return await admitTurn(database, admission);
+    } catch (error) {
+      if (!(error instanceof StoreUnavailable)) throw error;
+      // Only the answer to the commit may have been lost: then the turn is on record [1].
+      const turn = await readTurn(database, this.project, admission.turnId);
+      if (turn === null) throw error;
+      return { turn, isNew: true };
+    }
+  }
+
+  /**
+   * Tells Temporal of a turn with a head start, again and again while it is away: a turn that has
+   * ended by then is nothing that the janitor looks for, and would be missing in the UI.
+   */
+  async #tell(turn: Turn): Promise<void> {
+    const giveUpAt = Date.now() + tellForMs;
+    while (Date.now() < giveUpAt) {
+      try {
+        return await this.#parts.engine.startTurn(turn);
+      } catch {
+        await delay(tellAgainMs, undefined, { ref: false });
+      }
+    }
+  }
+
+  /** Notes that whoever started the turn was cut off before the answer, so that {@link reattach} finds it. */
+  async markDisconnected(turnId: string): Promise<void> {
+    await this.#reachable(() => markDisconnected(this.#parts.database, this.project, turnId));
+  }
+
+  /** The turn that the same request, from the same key, started before it was cut off; or `null`. */
+  async reattach(body: ResponseRequest, apiKeyId: string | null): Promise<Turn | null> {
+    const request = {
+      project: this.project,
+      apiKeyId,
+      requestHash: requestHash(body),
+      withinMs: reattachWithinMs,
+    };
+    return this.#reachable(() => reattachTurn(this.#parts.database, request));
+  }
+
+  /** The handle of a turn that exists. @throws Refusal `response_not_found`. */
+  async get(turnId: string): Promise<TurnHandle> {
+    return new TurnHandle(this, await this.read(turnId), false);
+  }
+
+  /** The record of a turn. @throws Refusal `response_not_found`. */
+  async read(turnId: string): Promise<Turn> {
+    const turn = await this.#reachable(() =>
+      readVisibleTurn(this.#parts.database, this.project, checkId(turnId, "response_id")),
+    );
+    if (turn !== null) return turn;
+    throw new Refusal(
+      "response_not_found",
+      `Response with id '${turnId}' not found.`,
+      "response_id",
+    );
+  }
+
+  /**
+   * Recorded events of a turn in batches, as {@link TurnHandle.events} gives them one by one. What
+   * can be refused is refused before the first batch.
+   *
+   * @throws Refusal `stream_expired`, or `invalid_value` when `after` is a number from the future.
+   */
+  async watch(
+    turn: Turn,
+    options: { after?: number; signal?: AbortSignal } = {},
+  ): Promise<AsyncIterable<RecordedEvent[]>> {
+    const after = options.after ?? -1;
+    const last = after < 0 ? after : await this.#lastNumber(turn.id);
+    if (after > last) {
+      // It would keep the hub from seeing what comes before that number.
+      const problem = `The last event of this response so far has number ${last}.`;
+      throw new Refusal("invalid_value", problem, "starting_after");
+    }
+    if (isTerminal(turn.status)) return this.#readEnded(turn, await this.#readPage(turn, after));
+    return this.#parts.hub.subscribe(turn, after, options.signal);
+  }
+
+  /**
+   * Waits until the turn is terminal, and returns its record. A database that is away does not end
+   * the turn, so it does not end the wait either.
+   */
+  async waitForEnd(turn: Turn, signal?: AbortSignal): Promise<Turn> {
+    if (isTerminal(turn.status)) return turn;
+    // From the last number on: only the end matters, not what was written before it.
+    const progress = await this.#reachable(() => readProgress(this.#parts.database, turn.id));
+    if (!isTerminal(progress.status)) {
+      const rest = this.#parts.hub.subscribe(turn, progress.lastNumber, signal);
+      for await (const _batch of rest) signal?.throwIfAborted();
+    }
+    signal?.throwIfAborted();
+    for (;;) {
+      const read = await readTurn(this.#parts.database, this.project, turn.id).catch(ifUnavailable);
+      if (read !== null && isTerminal(read.status)) return read;
+      const rereadMs = 100;
+      await delay(rereadMs, undefined, signal === undefined ? {} : { signal });
+    }
+  }
+
+  /** Asks for a turn's end and returns its record after that; a terminal turn stays as it is. */
+  async cancel(turnId: string): Promise<Turn> {
+    const { database, engine, hub } = this.#parts;
+    const turn = await this.read(turnId);
+    if (isTerminal(turn.status)) return turn;
+    const outcome = await this.#reachable(() => cancelTurn(database, turn));
+    if (outcome.outcome === "requested") await database.notify("turnkeeper_cancels", turn.id);
+    else {
+      hub.wake();
+      await database.notify("turnkeeper_events", "");
+      const granted =
+        outcome.granted === null ? null : await readTurn(database, this.project, outcome.granted);
+      if (granted !== null) await engine.startGranted(granted).catch(() => {});
+    }
+    // Second, so that the worker has ended the turn by the time that the workflow looks.
+    await engine.cancelWorkflow(turn.id).catch(() => {});
+    return this.read(turnId);
+  }
+
+  async *#readEnded(turn: Turn, first: RecordedEvent[]): AsyncGenerator<RecordedEvent[]> {
+    let page = first;
+    for (;;) {
+      const last = page.at(-1);
+      if (last === undefined) return;
+      yield page;
+      if (page.length < pageEvents) return;
+      page = await this.#readPage(turn, last.sequenceNumber);
+    }
+  }
+
+  async #readPage(turn: Turn, after: number): Promise<RecordedEvent[]> {
+    const { database } = this.#parts;
+    const cursors = [{ ...turn, after }];
+    const pages = await this.#reachable(() => readEventsAfter(database, cursors, pageEvents));
+    const page = pages.get(turn.id) ?? [];
+    const isWhole = page[0] !== undefined && page[0].sequenceNumber === after + 1;
+    if (isWhole || after >= (await this.#lastNumber(turn.id))) return page;
+    const advice = "Retrieve the response without 'stream' instead.";
+    throw new Refusal("stream_expired", `The events of this response have been dropped. ${advice}`);
+  }
+
+  #lastNumber(turnId: string): Promise<number> {
+    return this.#reachable(() => readLastNumber(this.#parts.database, turnId));
+  }
+
+  /** Translates a database out of reach into what callers are told. */
+  async #reachable<Result>(work: () => Promise<Result>): Promise<Result> {
+    try {
+      return await work();
+    } catch (error) {
+      if (!(error instanceof StoreUnavailable)) throw error;
+      const problem =
+        "The database is out of reach. Try again; a start with an idempotency key is safe to repeat.";
+      throw new Refusal("store_unavailable", problem, null, { cause: error });
+    }
+  }
+}
