@@ -5,7 +5,6 @@ import { ApplicationFailure } from "@temporalio/common";
 import { afterAll, afterEach, beforeAll, expect, test, vi } from "vitest";
 import { gate, text } from "../src/simulator/server.ts";
 import { createConversation, readHistory } from "../src/store/conversations.ts";
-import { connectLazily } from "../src/temporal.ts";
 import { newId } from "../src/turn/ids.ts";
 import { maxDirectInputBytes } from "../src/turn/directStart.ts";
 import { outputText } from "../src/turn/items.ts";
@@ -28,27 +27,15 @@ const pythonSkip =
 describeWith(["postgres", "temporal"], "a turn that is started in Temporal", () => {
   let deployment: Deployment;
   let temporal: Client;
-  let disconnect: () => Promise<void>;
 
   beforeAll(async () => {
     deployment = await deploy({ janitor: { roundMs: 200, patienceMs: 500 } });
-    const lazily = connectLazily({ address: sharedTemporal().address });
-    temporal = lazily.client;
-    disconnect = () => lazily.connection.close();
+    ({ temporal } = deployment);
   });
 
-  afterAll(async () => {
-    await disconnect();
-    await deployment.close();
-  });
+  afterAll(() => deployment.close());
 
-  afterEach(() => {
-    try {
-      deployment.simulator.assertConsumed();
-    } finally {
-      deployment.simulator.reset();
-    }
-  });
+  afterEach(() => deployment.endScript());
 
   function startDirectly(argument: unknown, workflowId = newId("turn")): Promise<WorkflowHandle> {
     const { taskQueue } = deployment;

@@ -273,7 +273,7 @@ describeWith(["postgres", "temporal"], "connections to the gateway", () => {
     expect(answer.body.error.message).toContain(id);
     expect(JSON.stringify(answer.body)).not.toMatch(/undefined|\.ts/);
     expect(lines.join("")).toContain(id);
-    expect(lines.join("")).toMatch(/client\.ts/);
+    expect(lines.join("")).toMatch(/turns\.ts/);
   });
 
   test("a request that is broken off in its body starts nothing", async () => {

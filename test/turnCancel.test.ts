@@ -6,7 +6,6 @@ import { admitTurn } from "../src/store/admission.ts";
 import { listAgents } from "../src/store/agents.ts";
 import { readHistory } from "../src/store/conversations.ts";
 import { readModelCalls } from "../src/store/modelCalls.ts";
-import { connectLazily } from "../src/temporal.ts";
 import { defineTool } from "../src/tools/defineTool.ts";
 import { defineAgent } from "../src/turn/agent.ts";
 import { newId } from "../src/turn/ids.ts";
@@ -14,7 +13,7 @@ import { outputText } from "../src/turn/items.ts";
 import { prepareTurn } from "../src/turn/prepare.ts";
 import { deploy } from "./setup/deployment.ts";
 import type { Deployment } from "./setup/deployment.ts";
-import { describeWith, sharedTemporal } from "./setup/servers.ts";
+import { describeWith } from "./setup/servers.ts";
 import { ended } from "./setup/turnStream.ts";
 
 /** What the tool saw of its last call. */
@@ -34,7 +33,6 @@ const waitTool = defineTool({
 describeWith(["postgres", "temporal"], "a turn that is cancelled", () => {
   let deployment: Deployment;
   let temporal: Client;
-  let disconnect: () => Promise<void>;
 
   beforeAll(async () => {
     deployment = await deploy({
@@ -42,22 +40,13 @@ describeWith(["postgres", "temporal"], "a turn that is cancelled", () => {
       agents: [defineAgent({ name: "default", model: "gpt-test", tools: ["wait"] })],
       janitor: { roundMs: 200, patienceMs: 1_500 },
     });
-    const lazily = connectLazily({ address: sharedTemporal().address });
-    temporal = lazily.client;
-    disconnect = () => lazily.connection.close();
+    ({ temporal } = deployment);
   });
 
-  afterAll(async () => {
-    await disconnect();
-    await deployment.close();
-  });
+  afterAll(() => deployment.close());
 
   afterEach(() => {
-    try {
-      deployment.simulator.assertConsumed();
-    } finally {
-      deployment.simulator.reset();
-    }
+    deployment.endScript();
     seen = { called: Promise.withResolvers(), aborted: Promise.withResolvers() };
   });
 

@@ -56,13 +56,7 @@ describeWith(["postgres", "temporal"], "a turn whose model call goes wrong", () 
 
   afterAll(() => deployment.close());
 
-  afterEach(() => {
-    try {
-      deployment.simulator.assertConsumed();
-    } finally {
-      deployment.simulator.reset();
-    }
-  });
+  afterEach(() => deployment.endScript());
 
   const start = (model = "default", more: object = {}): Promise<TurnHandle> =>
     deployment.turnkeeper.turns.start({ input: "Go", model, ...more });

@@ -3,12 +3,11 @@ import { afterAll, afterEach, beforeAll, expect, test } from "vitest";
 import type { TurnHandle } from "../src/turns.ts";
 import { calls, fault, gate, text } from "../src/simulator/server.ts";
 import { readModelCalls } from "../src/store/modelCalls.ts";
-import { connectLazily } from "../src/temporal.ts";
 import { defineTool } from "../src/tools/defineTool.ts";
 import { defineAgent } from "../src/turn/agent.ts";
 import { deploy } from "./setup/deployment.ts";
 import type { Deployment } from "./setup/deployment.ts";
-import { describeWith, sharedTemporal } from "./setup/servers.ts";
+import { describeWith } from "./setup/servers.ts";
 import { ended } from "./setup/turnStream.ts";
 import { workflowEnd } from "./setup/workflowEnd.ts";
 
@@ -22,7 +21,6 @@ const echo = defineTool({
 describeWith(["postgres", "temporal"], "a turn with a head start", () => {
   let deployment: Deployment;
   let temporal: Client;
-  let disconnect: () => Promise<void>;
 
   beforeAll(async () => {
     deployment = await deploy({
@@ -33,23 +31,12 @@ describeWith(["postgres", "temporal"], "a turn with a head start", () => {
         defineAgent({ name: "twice", model: "gpt-test", limits: { maxAttemptsPerStep: 2 } }),
       ],
     });
-    const lazily = connectLazily({ address: sharedTemporal().address });
-    temporal = lazily.client;
-    disconnect = () => lazily.connection.close();
+    ({ temporal } = deployment);
   });
 
-  afterAll(async () => {
-    await disconnect();
-    await deployment.close();
-  });
+  afterAll(() => deployment.close());
 
-  afterEach(() => {
-    try {
-      deployment.simulator.assertConsumed();
-    } finally {
-      deployment.simulator.reset();
-    }
-  });
+  afterEach(() => deployment.endScript());
 
   const start = (model = "default"): Promise<TurnHandle> =>
     deployment.turnkeeper.turns.start({ input: "Hi", model });

@@ -5,7 +5,6 @@ import { afterAll, afterEach, beforeAll, expect, test } from "vitest";
 import type { TurnHandle } from "../src/turns.ts";
 import { calls, fault, gate, text } from "../src/simulator/server.ts";
 import { createConversation } from "../src/store/conversations.ts";
-import { connectLazily } from "../src/temporal.ts";
 import { defineTool } from "../src/tools/defineTool.ts";
 import { defineAgent } from "../src/turn/agent.ts";
 import { newId } from "../src/turn/ids.ts";
@@ -17,7 +16,7 @@ import {
   readableHistory,
   storedHistories,
 } from "./setup/histories.ts";
-import { describeWith, sharedTemporal } from "./setup/servers.ts";
+import { describeWith } from "./setup/servers.ts";
 import { ended } from "./setup/turnStream.ts";
 import { workflowEnd } from "./setup/workflowEnd.ts";
 
@@ -48,7 +47,6 @@ const tools = [
 describeWith(["postgres", "temporal"], "the history of a turn", () => {
   let deployment: Deployment;
   let temporal: Client;
-  let disconnect: () => Promise<void>;
 
   beforeAll(async () => {
     deployment = await deploy({
@@ -62,23 +60,12 @@ describeWith(["postgres", "temporal"], "the history of a turn", () => {
         }),
       ],
     });
-    const lazily = connectLazily({ address: sharedTemporal().address });
-    temporal = lazily.client;
-    disconnect = () => lazily.connection.close();
+    ({ temporal } = deployment);
   });
 
-  afterAll(async () => {
-    await disconnect();
-    await deployment.close();
-  });
+  afterAll(() => deployment.close());
 
-  afterEach(() => {
-    try {
-      deployment.simulator.assertConsumed();
-    } finally {
-      deployment.simulator.reset();
-    }
-  });
+  afterEach(() => deployment.endScript());
 
   /** Enough for a second run. */
   const rounds = 6;

@@ -44,13 +44,7 @@ describeWith(["postgres", "temporal"], "turns of one conversation", () => {
 
   afterAll(() => deployment.close());
 
-  afterEach(() => {
-    try {
-      deployment.simulator.assertConsumed();
-    } finally {
-      deployment.simulator.reset();
-    }
-  });
+  afterEach(() => deployment.endScript());
 
   async function newConversation(): Promise<void> {
     ({ id: conversation } = await createConversation(deployment.database, "default", {}, []));

@@ -48,7 +48,6 @@ const later = defineTool({
 describeWith(["postgres", "temporal"], "a step that is taken over", () => {
   let deployment: Deployment;
   let temporal: Client;
-  let disconnect: () => Promise<void>;
 
   beforeAll(async () => {
     const tools = ["pay", "look"];
@@ -56,23 +55,14 @@ describeWith(["postgres", "temporal"], "a step that is taken over", () => {
       tools: [visitTool("pay", false), visitTool("look", true)],
       agents: [defineAgent({ name: "default", model: "gpt-test", tools })],
     });
-    const lazily = connectLazily({ address: sharedTemporal().address });
-    temporal = lazily.client;
-    disconnect = () => lazily.connection.close();
+    ({ temporal } = deployment);
   });
 
-  afterAll(async () => {
-    await disconnect();
-    await deployment.close();
-  });
+  afterAll(() => deployment.close());
 
   afterEach(() => {
     visit = newVisit();
-    try {
-      deployment.simulator.assertConsumed();
-    } finally {
-      deployment.simulator.reset();
-    }
+    deployment.endScript();
   });
 
   const start = (model = "default"): Promise<TurnHandle> =>

@@ -121,13 +121,7 @@ describeWith(["postgres", "temporal"], "a turn with tools", () => {
 
   afterAll(() => deployment.close());
 
-  afterEach(() => {
-    try {
-      deployment.simulator.assertConsumed();
-    } finally {
-      deployment.simulator.reset();
-    }
-  });
+  afterEach(() => deployment.endScript());
 
   function start(input: string, more: object = {}): Promise<TurnHandle> {
     return deployment.turnkeeper.turns.start({ input, ...more });

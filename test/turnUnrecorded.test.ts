@@ -34,13 +34,7 @@ describeWith(["postgres", "temporal"], "[6] a turn whose answer the database ref
     await deployment.close();
   });
 
-  afterEach(() => {
-    try {
-      deployment.simulator.assertConsumed();
-    } finally {
-      deployment.simulator.reset();
-    }
-  });
+  afterEach(() => deployment.endScript());
 
   /** The turn says that it has failed, and the call is neither used nor made again. */
   async function expectFailed(turn: Parameters<typeof ended>[0]): Promise<void> {

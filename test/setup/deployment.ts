@@ -1,3 +1,4 @@
+import type { Client } from "@temporalio/client";
 import { pino } from "pino";
 import { Turnkeeper } from "../../src/client.ts";
 import { EventHub } from "../../src/events/hub.ts";
@@ -23,6 +24,9 @@ export interface Deployment {
   turnkeeper: Turnkeeper;
   hub: EventHub;
   taskQueue: string;
+  temporal: Client;
+  /** For `afterEach`: the script was kept to, and the next test begins with an empty one. */
+  endScript(): void;
   close(): Promise<void>;
 }
 
@@ -79,6 +83,14 @@ export async function deploy(options: DeploymentOptions = {}): Promise<Deploymen
     turnkeeper,
     hub,
     taskQueue,
+    temporal: client,
+    endScript() {
+      try {
+        simulator.assertConsumed();
+      } finally {
+        simulator.reset();
+      }
+    },
     async close() {
       worker.shutdown();
       await running;
