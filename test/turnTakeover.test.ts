@@ -7,7 +7,7 @@ import { openModelEndpoint } from "../src/responses/call.ts";
 import { calls, fault, gate, text } from "../src/simulator/server.ts";
 import { registerAgents } from "../src/store/agents.ts";
 import { readModelCalls } from "../src/store/modelCalls.ts";
-import { connectLazily, connectNatively } from "../src/temporal.ts";
+import { connectNatively } from "../src/temporal.ts";
 import { defineTool } from "../src/tools/defineTool.ts";
 import { defineAgent } from "../src/turn/agent.ts";
 import { createWorker } from "../src/worker.ts";
