@@ -7,7 +7,7 @@ import OpenAI from "openai";
 import { afterEach, beforeEach, expect, test } from "vitest";
 import { fault, gate, startSimulator, text } from "../src/simulator/server.ts";
 import type { Simulator } from "../src/simulator/server.ts";
-import { runDev, startDev } from "./setup/devProcess.ts";
+import { killDevProcesses, runDev, startDev } from "./setup/devProcess.ts";
 import { describeWith } from "./setup/servers.ts";
 
 const hangGuardMs = 120_000;
@@ -22,6 +22,7 @@ describeWith(["temporal"], "turnkeeper dev", () => {
   });
 
   afterEach(async () => {
+    await killDevProcesses();
     await simulator.close();
     await rm(folder, { recursive: true, force: true });
   });

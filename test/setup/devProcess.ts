@@ -1,4 +1,5 @@
 import { spawn } from "node:child_process";
+import type { ChildProcess } from "node:child_process";
 import { once } from "node:events";
 import { createInterface } from "node:readline";
 import { fileURLToPath } from "node:url";
@@ -18,6 +19,18 @@ export interface DevProcess {
   exited: Promise<number | null>;
 }
 
+const living = new Set<ChildProcess>();
+process.on("exit", () => {
+  for (const child of living) child.kill("SIGKILL");
+});
+
+/** Kills what a failed test has left running. */
+export async function killDevProcesses(): Promise<void> {
+  const ends = [...living].map((child) => once(child, "close"));
+  for (const child of living) child.kill("SIGKILL");
+  await Promise.all(ends);
+}
+
 function spawnDev(folder: string, args: string[], environment: Record<string, string>) {
   const child = spawn(process.execPath, [cli, "dev", ...args], {
     env: {
@@ -30,6 +43,7 @@ function spawnDev(folder: string, args: string[], environment: Record<string, st
     },
     stdio: ["ignore", "pipe", "pipe"],
   });
+  living.add(child);
   const lines: string[] = [];
   const listeners = new Set<(line: string) => void>();
   for (const stream of [child.stdout, child.stderr]) {
@@ -38,7 +52,10 @@ function spawnDev(folder: string, args: string[], environment: Record<string, st
       for (const listener of listeners) listener(line);
     });
   }
-  const exited = once(child, "close").then(([code]) => code as number | null);
+  const exited = once(child, "close").then(([code]) => {
+    living.delete(child);
+    return code as number | null;
+  });
   return { child, lines, listeners, exited };
 }
 
