@@ -24,12 +24,13 @@ import { startEnvironment, startRole } from "./environment.ts";
 import { percentile, perSecond, timeAll, timeEach } from "./measure.ts";
 import { bareSdk, bareWorkflow, inOneProcess, overHttp } from "./shapes.ts";
 import type { Shape } from "./shapes.ts";
-import { measureStreams } from "./streams.ts";
+import { measureOpenStreams, measureStreams } from "./streams.ts";
 
 const turns = Number(process.env["BENCH_TURNS"] ?? 100);
 const concurrentTurns = 300;
 const concurrency = 50;
 const streams = 20;
+const openStreams = 200;
 const deltas = 300;
 const everyMs = 10;
 
@@ -220,10 +221,20 @@ report(
   "<= 0.3 ms",
 );
 
+const perStreamMb = await measureOpenStreams(overGateway, apartWorker.residentMb, openStreams);
+const grown = `${perStreamMb.toFixed(2)} MB`;
+report(`RSS of a worker per open stream, ${openStreams} at a time`, "", grown, "<= 0.5 MB");
 await Promise.all([apartWorker.stop(), gateway.stop()]);
 
 const serve = await startRole("serve", environment, databaseUrl, workflowBundle);
-await reportHttp("serve", serve.url, "<= 0.85x");
+const overServe = await reportHttp("serve", serve.url, "<= 0.85x");
+const together = await measureStreams(overServe, streams, deltas, everyMs);
+report(
+  "delay of a delta, 20 streams at 100/s, p50 / p95",
+  "serve",
+  `${ms(together.p50Ms - stampMs)} / ${ms(together.p95Ms - stampMs)}`,
+  "p95 <= 15 ms",
+);
 await serve.stop();
 
 console.table(rows);

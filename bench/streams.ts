@@ -1,6 +1,9 @@
 import type OpenAI from "openai";
 import { percentile } from "./measure.ts";
 
+/** The start of the streams, all at once, is no steady state: its deltas are not counted. */
+const rampShare = 0.2;
+
 export interface StreamFigures {
   p50Ms: number;
   p95Ms: number;
@@ -21,12 +24,38 @@ export async function measureStreams(
   const delays: number[] = [];
   const follow = async (): Promise<void> => {
     const stream = await openai.responses.create({ model: "gpt-bench", input, stream: true });
+    let seen = 0;
     for await (const event of stream) {
       if (event.type !== "response.output_text.delta") continue;
       const now = performance.timeOrigin + performance.now();
-      for (const stamp of event.delta.trim().split(" ")) delays.push(now - Number(stamp));
+      for (const stamp of event.delta.trim().split(" ")) {
+        if (++seen > deltas * rampShare) delays.push(now - Number(stamp));
+      }
     }
   };
   await Promise.all(Array.from({ length: streams }, follow));
-  return { p50Ms: percentile(delays, 0.5), p95Ms: percentile(delays, 0.95), deltas: delays.length };
+  const [p50Ms, p95Ms] = [percentile(delays, 0.5), percentile(delays, 0.95)];
+  return { p50Ms, p95Ms, deltas: streams * deltas };
+}
+
+/** Megabytes that a process grows by for each of `streams` streams that are open at a time. */
+export async function measureOpenStreams(
+  openai: OpenAI,
+  residentMb: () => Promise<number>,
+  streams: number,
+): Promise<number> {
+  const before = await residentMb();
+  const input = "stream 20 every 250";
+  const open = Array.from({ length: streams }, async () => {
+    const stream = await openai.responses.create({ model: "gpt-bench", input, stream: true });
+    const events = stream[Symbol.asyncIterator]();
+    for (;;) {
+      const next = await events.next();
+      if (next.done || next.value.type === "response.output_text.delta") return events;
+    }
+  });
+  const iterators = await Promise.all(open);
+  const grownMb = (await residentMb()) - before;
+  for (const events of iterators) await events.return?.();
+  return grownMb / streams;
 }
