@@ -7,7 +7,7 @@ import { listAgents } from "./store/agents.ts";
 import { StoreUnavailable } from "./store/database.ts";
 import type { Database } from "./store/database.ts";
 import { cancelTurn } from "./store/endings.ts";
-import { readEventsAfter, readLastNumber, readProgress } from "./store/eventLog.ts";
+import { readEventsAfter, readProgress } from "./store/eventLog.ts";
 import { markDisconnected, readTurn, readVisibleTurn, reattachTurn } from "./store/turns.ts";
 import { parseEvent } from "./turn/events.ts";
 import type { NumberedEvent, RecordedEvent } from "./turn/events.ts";
@@ -255,7 +255,7 @@ export class Turns {
     options: { after?: number; signal?: AbortSignal } = {},
   ): Promise<AsyncIterable<RecordedEvent[]>> {
     const after = options.after ?? -1;
-    const last = after < 0 ? after : await this.#lastNumber(turn.id);
+    const last = after < 0 ? after : (await this.#progress(turn)).lastNumber;
     if (after > last) {
       // It would keep the hub from seeing what comes before that number.
       const problem = `The last event of this response so far has number ${last}.`;
@@ -272,7 +272,7 @@ export class Turns {
   async waitForEnd(turn: Turn, signal?: AbortSignal): Promise<Turn> {
     if (isTerminal(turn.status)) return turn;
     // From the last number on: only the end matters, not what was written before it.
-    const progress = await this.#reachable(() => readProgress(this.#parts.database, turn.id));
+    const progress = await this.#progress(turn);
     if (!isTerminal(progress.status)) {
       const rest = this.#parts.hub.subscribe(turn, progress.lastNumber, signal);
       for await (const _batch of rest) signal?.throwIfAborted();
@@ -322,13 +322,13 @@ export class Turns {
     const pages = await this.#reachable(() => readEventsAfter(database, cursors, pageEvents));
     const page = pages.get(turn.id) ?? [];
     const isWhole = page[0] !== undefined && page[0].sequenceNumber === after + 1;
-    if (isWhole || after >= (await this.#lastNumber(turn.id))) return page;
+    if (isWhole || after >= (await this.#progress(turn)).lastNumber) return page;
     const advice = "Retrieve the response without 'stream' instead.";
     throw new Refusal("stream_expired", `The events of this response have been dropped. ${advice}`);
   }
 
-  #lastNumber(turnId: string): Promise<number> {
-    return this.#reachable(() => readLastNumber(this.#parts.database, turnId));
+  #progress(turn: Turn): ReturnType<typeof readProgress> {
+    return this.#reachable(() => readProgress(this.#parts.database, turn.id));
   }
 
   /** Translates a database out of reach into what callers are told. */

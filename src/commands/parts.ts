@@ -7,6 +7,7 @@ import type { ModelEndpoint } from "../responses/call.ts";
 import type { Database } from "../store/database.ts";
 import { migrate } from "../store/migrate.ts";
 import { openPostgres } from "../store/postgres.ts";
+import { connectNatively } from "../temporal.ts";
 import { waitFor } from "./waiting.ts";
 
 /** A log of JSON lines on stderr; bodies and secrets are never given to it [15]. */
@@ -44,6 +45,11 @@ export async function openDatabase(
   });
   await waitFor("the database of DATABASE_URL", () => migrate(database), log, signal);
   return database;
+}
+
+/** A connection to Temporal for a process that runs turns. */
+export function openTemporal(log: Logger, signal: AbortSignal): ReturnType<typeof connectNatively> {
+  return waitFor("Temporal", () => connectNatively({}, log), log, signal);
 }
 
 /** The provider's endpoint. */

@@ -3,10 +3,8 @@ import { Turnkeeper } from "../client.ts";
 import type { Config } from "../config.ts";
 import { EventHub } from "../events/hub.ts";
 import { startGateway } from "../gateway/gateway.ts";
-import { connectNatively } from "../temporal.ts";
 import { createWorker, workerSettings } from "../worker.ts";
-import { createLog, openDatabase, openEndpoint, shutdownSignal } from "./parts.ts";
-import { waitFor } from "./waiting.ts";
+import { createLog, openDatabase, openEndpoint, openTemporal, shutdownSignal } from "./parts.ts";
 
 /**
  * `turnkeeper serve`: gateway and worker in one process, the shortest way of a turn. Several of them
@@ -18,8 +16,7 @@ export async function runServe(config: Config): Promise<void> {
   const app = await loadApp(config);
   const endpoint = openEndpoint(config);
   const database = await openDatabase(config, log, signal);
-  const connect = () => connectNatively({}, log);
-  const { connection, client } = await waitFor("Temporal", connect, log, signal);
+  const { connection, client } = await openTemporal(log, signal);
   const hub = await EventHub.open(database);
   const settings = workerSettings(config);
   const parts = { connection, client, database, endpoint, hub, log };

@@ -1,9 +1,7 @@
 import type { Config } from "../config.ts";
-import { connectNatively } from "../temporal.ts";
 import { createWorker, workerSettings } from "../worker.ts";
 import { loadApp } from "../app.ts";
-import { createLog, openDatabase, openEndpoint, shutdownSignal } from "./parts.ts";
-import { waitFor } from "./waiting.ts";
+import { createLog, openDatabase, openEndpoint, openTemporal, shutdownSignal } from "./parts.ts";
 
 /** `turnkeeper worker`: runs turns until SIGTERM, then lets the running calls end and exits. */
 export async function runWorker(config: Config): Promise<void> {
@@ -12,12 +10,7 @@ export async function runWorker(config: Config): Promise<void> {
   const app = await loadApp(config);
   const endpoint = openEndpoint(config);
   const database = await openDatabase(config, log, signal);
-  const { connection, client } = await waitFor(
-    "Temporal",
-    () => connectNatively({}, log),
-    log,
-    signal,
-  );
+  const { connection, client } = await openTemporal(log, signal);
   const worker = await createWorker({
     ...app,
     ...workerSettings(config),

@@ -68,17 +68,21 @@ export class EventHub {
     this.#settings = settings;
   }
 
-  /** Listens for writes of all processes; works by rereading alone while it cannot. */
+  /**
+   * Listens for writes of all processes; rereading makes up for notifications that are lost.
+   *
+   * @throws StoreUnavailable when the database is away now.
+   */
   static async open(
     database: Database,
     settings: EventHubSettings = defaultEventHubSettings,
   ): Promise<EventHub> {
     const hub = new EventHub(database, settings);
-    hub.#timer = setInterval(() => hub.#wake(), settings.rereadMs);
-    hub.#timer.unref();
     hub.#subscription = await database.listen("turnkeeper_events", (from) => {
-      if (from !== hub.id) hub.#wake();
+      if (from !== hub.id) hub.wake();
     });
+    hub.#timer = setInterval(() => hub.wake(), settings.rereadMs);
+    hub.#timer.unref();
     return hub;
   }
 
@@ -86,11 +90,6 @@ export class EventHub {
   publish(turnId: string, events: readonly RecordedEvent[]): void {
     const turn = this.#watched.get(turnId);
     if (turn !== undefined) this.#take(turn, events);
-  }
-
-  /** Something may have been written: read all watched turns. */
-  wake(): void {
-    this.#wake();
   }
 
   /**
@@ -142,7 +141,7 @@ export class EventHub {
         waiters: new Set(),
       };
       this.#watched.set(key.id, turn);
-      this.#wake();
+      this.wake();
     }
     turn.subscribers += 1;
     return turn;
@@ -192,7 +191,8 @@ export class EventHub {
     return [];
   }
 
-  #wake(): void {
+  /** Something may have been written: read all watched turns. */
+  wake(): void {
     if (this.#reading !== null) {
       this.#readAgain = true;
       return;
@@ -204,7 +204,7 @@ export class EventHub {
       .catch(() => {})
       .finally(() => {
         this.#reading = null;
-        if (this.#readAgain) this.#wake();
+        if (this.#readAgain) this.wake();
       });
   }
 
@@ -226,7 +226,7 @@ export class EventHub {
     const known = turn.lastNumber;
     for (const event of events) {
       // After a gap: another process wrote what comes before it, or it is being read.
-      if (event.sequenceNumber > turn.lastNumber + 1) this.#wake();
+      if (event.sequenceNumber > turn.lastNumber + 1) this.wake();
       if (event.sequenceNumber !== turn.lastNumber + 1) continue;
       turn.recent.push(event);
       turn.recentBytes += event.body.length;

@@ -72,15 +72,6 @@ export async function readShownIds(queryable: Queryable, turn: EventKey): Promis
   });
 }
 
-/** The number of the last event that was ever recorded of a turn; -1 for none. */
-export async function readLastNumber(queryable: Queryable, turnId: string): Promise<number> {
-  const [row] = await queryable.query<{ next_sequence_number: number }>(
-    "SELECT next_sequence_number FROM turn_heads WHERE turn_id = $1",
-    [turnId],
-  );
-  return (row?.next_sequence_number ?? 0) - 1;
-}
-
 /** A turn's status and the number of its last event, read together. */
 export async function readProgress(
   queryable: Queryable,
