@@ -88,7 +88,8 @@ export class HeadStarts {
     try {
       const hasEnded = finished !== undefined && (await finished.verdict).next === "end";
       if (!hasEnded) await adoptHeadStart(this.#parts.database, headStart.fence, fence.runId);
-      return await headStart.verdict;
+      // An attempt exists, so Temporal knows the turn, whatever the telling of it has come to.
+      return await headStart.verdict.finally(() => this.#running.delete(turnId));
     } finally {
       // Whatever has come of it, a later attempt starts from the record; the delay is Temporal's now.
       this.#finished.delete(turnId);
