@@ -21,10 +21,10 @@ export interface App {
 export async function loadApp(config: Config): Promise<App> {
   const loaded = config.app === null ? { agents: [], tools: [] } : await importApp(config.app);
   const hasDefault = loaded.agents.some((agent) => agent.name === defaultAgentName);
-  const agents = hasDefault
-    ? loaded.agents
-    : [...loaded.agents, defineAgent({ name: defaultAgentName, model: config.model })];
-  return { agents, tools: loaded.tools };
+  if (hasDefault) return loaded;
+  const { model, durability } = config;
+  const ownDefault = defineAgent({ name: defaultAgentName, model, durability });
+  return { agents: [...loaded.agents, ownDefault], tools: loaded.tools };
 }
 
 async function importApp(path: string): Promise<App> {

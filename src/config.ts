@@ -1,4 +1,5 @@
 import { z } from "zod";
+import type { Durability } from "./turn/agent.ts";
 import { defaultTaskQueue } from "./turn/engineNames.ts";
 
 /**
@@ -29,6 +30,7 @@ export const environment = z.object({
   OPENAI_API_KEY: z.string().min(1).optional(),
   OPENAI_BASE_URL: z.url().optional(),
   TURNKEEPER_MODEL: z.string().min(1).default("gpt-6.1-terra"),
+  TURNKEEPER_DURABILITY: z.enum(["foreground", "background"]).default("foreground"),
   TURNKEEPER_TASK_QUEUE: z.string().min(1).default(defaultTaskQueue),
   TURNKEEPER_HOST: z.string().min(1).default("127.0.0.1"),
   TURNKEEPER_PORT: port.default(7823),
@@ -58,6 +60,8 @@ export interface Config {
   openaiBaseUrl: string;
   /** The model of the default agent. */
   model: string;
+  /** What becomes of the default agent's calls when their worker dies. */
+  durability: Durability;
   connectTimeoutMs: number;
   headersTimeoutMs: number;
   taskQueue: string;
@@ -105,6 +109,7 @@ export function readConfig(
     openaiApiKey: env.OPENAI_API_KEY ?? (env.OPENAI_BASE_URL === undefined ? null : "none"),
     openaiBaseUrl: env.OPENAI_BASE_URL ?? "https://api.openai.com/v1",
     model: env.TURNKEEPER_MODEL,
+    durability: env.TURNKEEPER_DURABILITY,
     connectTimeoutMs: env.TURNKEEPER_CONNECT_TIMEOUT_MS,
     headersTimeoutMs: env.TURNKEEPER_HEADERS_TIMEOUT_MS,
     taskQueue: env.TURNKEEPER_TASK_QUEUE,

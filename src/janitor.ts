@@ -44,6 +44,7 @@ export interface JanitorParts {
   /** Wakes subscribers after a turn was ended. */
   announce: (turnId: string, events: readonly RecordedEvent[]) => void;
   startGranted: (turnId: string) => void;
+  cancelResponse: (turnId: string, responseId: string) => void;
   log: Logger;
 }
 

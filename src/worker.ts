@@ -8,6 +8,7 @@ import { createAgentReader } from "./activities/agentReader.ts";
 import { createTurnActivities } from "./activities/index.ts";
 import { HeadStarts } from "./activities/headStarts.ts";
 import type { Parts } from "./activities/parts.ts";
+import { createResponseCanceller } from "./activities/cancelResponse.ts";
 import { RunningTurns } from "./activities/runningTurns.ts";
 import type { HeadStart } from "./turns.ts";
 import type { Config } from "./config.ts";
@@ -176,6 +177,7 @@ async function openParts(
     runningTurns: await RunningTurns.open(database),
     currentRun: async (turnId) => (await engine.currentRun(turnId))?.runId ?? null,
     startGranted: createGrants(database, engine, log),
+    cancelResponse: createResponseCanceller(database, endpoint, log),
     announce,
     log,
   };

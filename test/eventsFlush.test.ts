@@ -41,6 +41,7 @@ async function write(database: Database, fences: readonly Fence[]): Promise<void
         flush,
         bodies: [eventBody({ type: "test.mark", mark: `${by.step}/${flush}` })],
         nextOutputIndex: 0,
+        place: null,
       }));
       const outcomes = await flushEvents(database, entries);
       expect(outcomes.filter(({ state }) => state === "fenced")).toEqual([]);
@@ -112,6 +113,7 @@ describeOnPostgres("[6] flushes of many turns by processes of their own", (open)
       flush: 1,
       bodies: [eventBody({ type: "test.mark" })],
       nextOutputIndex: 0,
+      place: null,
     }));
     // Somebody else's transaction has the first step's row.
     await database.transaction(async (tx) => {

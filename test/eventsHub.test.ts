@@ -50,7 +50,7 @@ function writerOf(database: Database, turn: Turn) {
     const mark = "x".repeat(size);
     const bodies = Array.from({ length: count }, () => eventBody({ type: "test.mark", mark }));
     const [outcome] = await flushEvents(database, [
-      { ...fence(turn), flush, bodies, nextOutputIndex: 0 },
+      { ...fence(turn), flush, bodies, nextOutputIndex: 0, place: null },
     ]);
     const first = outcome?.first ?? 0;
     return bodies.map((body, at) => ({ sequenceNumber: first + at, body }));

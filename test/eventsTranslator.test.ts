@@ -1,7 +1,8 @@
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
 import { mergeDeltas } from "../src/events/merge.ts";
-import { ModelStreamTranslator, toolOutcomeEvents } from "../src/events/translator.ts";
+import { toolOutcomeEvents } from "../src/events/serverCalls.ts";
+import { ModelStreamTranslator } from "../src/events/translator.ts";
 import type { ModelOutput } from "../src/events/translator.ts";
 import type { ScriptedItem } from "../src/simulator/script.ts";
 import type { TurnEvent } from "../src/turn/events.ts";

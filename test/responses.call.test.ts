@@ -20,7 +20,15 @@ const limits = { connectTimeoutMs: 2_000, headersTimeoutMs: 5_000 };
 
 function callOf(changes: Partial<ModelCall> = {}): ModelCall {
   const input = [userMessage("hello")];
-  return { model: "gpt-test", instructions: null, input, tools: [], parameters: {}, ...changes };
+  return {
+    model: "gpt-test",
+    instructions: null,
+    input,
+    tools: [],
+    parameters: {},
+    keepAs: null,
+    ...changes,
+  };
 }
 
 interface Outcome {

@@ -56,7 +56,7 @@ async function writePartial(database: Database, turn: Turn, text: string): Promi
     { type: "response.output_text.delta", ...place, delta: text, logprobs: [] },
   ];
   await flushEvents(database, [
-    { ...fence(turn), flush: 1, bodies: events.map(eventBody), nextOutputIndex: 1 },
+    { ...fence(turn), flush: 1, bodies: events.map(eventBody), nextOutputIndex: 1, place: null },
   ]);
   return item;
 }
@@ -219,6 +219,7 @@ describeOnBoth("[1] an ending", (open) => {
       {
         announce: (id, events) => void announced.set(id, events),
         startGranted: (id) => void told.push(id),
+        cancelResponse: () => {},
       },
       ended,
     );
@@ -446,6 +447,7 @@ describeOnPostgres("[1] endings at the same time", (open) => {
         flush: 1,
         bodies: [eventBody({ type: "test.mark" })],
         nextOutputIndex: 0,
+        place: null,
       });
       const done = result([], { verdict: { next: "model" } });
       const more = result([], { ...asked, calls: asked.calls });

@@ -107,7 +107,13 @@ describeOnBoth("[3] a claim", (open) => {
       { type: "response.output_item.added", output_index: 0, item },
       { type: "response.output_text.delta", ...place, delta: "Hal" },
     ];
-    const entry = { ...fence(turn), flush: 1, bodies: events.map(eventBody), nextOutputIndex: 1 };
+    const entry = {
+      ...fence(turn),
+      flush: 1,
+      bodies: events.map(eventBody),
+      nextOutputIndex: 1,
+      place: null,
+    };
     await flushEvents(database, [entry]);
     const next = await claimed(database, fence(turn, { attempt: 2 }));
     // The provider may give the same ids again.
@@ -320,7 +326,7 @@ describeOnBoth("[3] a write under its fence", (open) => {
     const turn = await admit(database);
     await claimed(database, fence(turn));
     await database.query("UPDATE turns SET cancel_requested_at = now() WHERE id = $1", [turn.id]);
-    const entry = { ...fence(turn), flush: 1, bodies: [], nextOutputIndex: 0 };
+    const entry = { ...fence(turn), flush: 1, bodies: [], nextOutputIndex: 0, place: null };
     expect(await flushEvents(database, [entry])).toMatchObject([{ cancelRequested: true }]);
   });
 
@@ -334,6 +340,7 @@ describeOnBoth("[3] a write under its fence", (open) => {
       flush: 1,
       bodies: [eventBody({ type: "test.mark", mark: turn.id })],
       nextOutputIndex: 0,
+      place: null,
     }));
     const outcomes = await flushEvents(database, entries);
     expect(outcomes.map(({ state }) => state)).toEqual(["stored", "fenced", "stored"]);

@@ -185,7 +185,8 @@ describeWith(["postgres", "temporal"], "the janitor", () => {
   ): Promise<void> {
     const database = openPostgres({ url: (await createTestDatabase()).url });
     const log = pino({ level: "silent" });
-    const parts = { database, engine, log, announce: () => {}, startGranted: () => {} };
+    const [announce, startGranted, cancelResponse] = [() => {}, () => {}, () => {}];
+    const parts = { database, engine, log, announce, startGranted, cancelResponse };
     const janitor = new Janitor(parts, { ...settings, ...over });
     try {
       await work(database, janitor);

@@ -34,8 +34,6 @@ const agent = (name: string, limits: Partial<TurnLimits> = {}) =>
 const agents = [
   agent("default"),
   agent("twice", { maxAttemptsPerStep: 2 }),
-  agent("three_steps", { maxSteps: 3 }),
-  agent("two_calls", { maxCallsPerStep: 2 }),
   agent("hasty", { maxTurnMs: 700 }),
   agent("terse", { maxOutputBytes: 1_000 }),
   agent("impatient", { idleTimeoutMs: 200 }),
@@ -45,7 +43,6 @@ const agents = [
 
 const answer = "A whole answer.";
 const eightWords = "one two three four five six seven eight";
-const echoCall = () => calls([{ name: "echo", arguments: {} }]);
 
 describeWith(["postgres", "temporal"], "a turn whose model call goes wrong", () => {
   let deployment: Deployment;
@@ -215,19 +212,6 @@ describeWith(["postgres", "temporal"], "a turn whose model call goes wrong", () 
     expect(await failureClasses(turn)).toEqual([null]);
     const history = await readHistory(deployment.database, "default", turn.turn.conversationId);
     expect(history).toHaveLength(2);
-  });
-
-  test("ends as incomplete when its steps are used up", async () => {
-    const turn = await run("three_steps", echoCall(), echoCall());
-    expect(turn.status).toBe("incomplete");
-    expect(turn.response["incomplete_details"]).toEqual({ reason: "step_limit" });
-    expect(turn.response.output).toMatchObject([{ type: "mcp_call", output: "echo" }]);
-  });
-
-  test("ends as incomplete when one answer asks for too many calls", async () => {
-    const call = { name: "echo", arguments: {} };
-    const turn = await run("two_calls", calls([call, call, call]));
-    expect(turn.response["incomplete_details"]).toEqual({ reason: "step_limit" });
   });
 
   test("ends at its deadline with the partial answer", async () => {

@@ -56,7 +56,7 @@ describeWith(["postgres", "temporal"], "the history of a turn", () => {
           name: "default",
           model: "gpt-test",
           tools: ["echo", "fail"],
-          limits: { maxSteps: 1_000 },
+          limits: { maxSteps: 1_000, maxRepeatedCalls: 1_000 },
         }),
       ],
     });

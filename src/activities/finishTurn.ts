@@ -1,5 +1,6 @@
 import { endTurn } from "../store/endings.ts";
-import type { Aftermath, Ending, EndingCondition, LastStep } from "../store/endings.ts";
+import type { Aftermath, Ending, EndingCondition } from "../store/endings.ts";
+import type { LastStep } from "../store/turnOutcome.ts";
 import type { Turn } from "../turn/turn.ts";
 import type { TurnEnd } from "../turn/verdict.ts";
 import type { Parts } from "./parts.ts";
@@ -26,11 +27,12 @@ export async function finishTurn(
   return { next: "end", status, ...(failureClass === undefined ? {} : { failureClass }) };
 }
 
-/** Tells subscribers and workflows what an ending did. */
+/** Tells subscribers, workflows and the provider what an ending did. */
 export function tellOfEnding(
-  parts: Pick<Parts, "announce" | "startGranted">,
-  { turns, granted }: Aftermath,
+  parts: Pick<Parts, "announce" | "startGranted" | "cancelResponse">,
+  { turns, granted, abandoned }: Aftermath,
 ): void {
+  for (const responseId of abandoned) parts.cancelResponse(turns[0]?.id ?? "", responseId);
   for (const { id, events } of turns) parts.announce(id, events);
   // The workflow of one that was passed over may be waiting for the grant.
   for (const { id } of turns.slice(1)) parts.startGranted(id);

@@ -2,9 +2,13 @@ import { assembleContext } from "../context/assemble.ts";
 import type { ModelCall } from "../responses/call.ts";
 import { readHistory } from "../store/conversations.ts";
 import type { Database } from "../store/database.ts";
+import { readSpending } from "../store/modelCalls.ts";
 import { readFinishedSteps } from "../store/steps.ts";
+import type { FinishedStep } from "../store/steps.ts";
 import type { ToolRegistry } from "../tools/registry.ts";
 import type { Agent } from "../turn/agent.ts";
+import { lastCallMessage, reachedLimit } from "../turn/budget.ts";
+import type { BudgetLimit } from "../turn/budget.ts";
 import type { Item } from "../turn/items.ts";
 import type { Turn } from "../turn/turn.ts";
 
@@ -15,6 +19,8 @@ export interface NextModelCall {
   usedIds: string[];
   /** Bytes of JSON that the model has written in this turn so far. */
   writtenBytes: number;
+  /** The limit that the turn has reached: then this is its last call, without tools [13]. */
+  limit: BudgetLimit | null;
 }
 
 /** Reads the conversation and makes the model call of a turn's next step. */
@@ -28,24 +34,43 @@ export async function readModelCall(
   const { conversation, previousTurnId } = turn.request;
   // A conversation that was made for this turn has nothing in it, and nobody writes to it meanwhile.
   const isNew = conversation === null && previousTurnId === null;
-  const [history, steps] = await Promise.all([
+  const [history, steps, spent] = await Promise.all([
     isNew ? [] : readHistory(database, turn.project, turn.conversationId),
     step === 1 ? [] : readFinishedSteps(database, turn.id),
+    step === 1 ? { tokens: 0, costUsd: 0 } : readSpending(database, turn.id, step),
   ]);
   const { input } = turn.request;
   const made = steps.flatMap((each) => each.items);
   const written = steps.flatMap((each) => (each.kind === "model" ? each.items : []));
+  const limit = limitOf(steps) ?? reachedLimit(turn.limits, spent, made);
+  const parameters = { ...agent.parameters, ...turn.request.parameters };
+  const call = {
+    model: turn.model,
+    instructions: turn.request.instructions ?? agent.instructions,
+    input: assembleContext({ history, input, steps: made }),
+    tools: [...agent.tools.map((name) => tools.definitionOf(name)), ...turn.request.tools],
+    parameters,
+    keepAs: agent.durability === "background" ? { turn: turn.id, step: String(step) } : null,
+  };
   return {
-    call: {
-      model: turn.model,
-      instructions: turn.request.instructions ?? agent.instructions,
-      input: assembleContext({ history, input, steps: made }),
-      tools: [...agent.tools.map((name) => tools.definitionOf(name)), ...turn.request.tools],
-      parameters: { ...agent.parameters, ...turn.request.parameters },
-    },
+    call: limit === null ? call : lastCall(call, limit),
+    limit,
     usedIds: [...history, ...input, ...made].flatMap(idsOf),
     writtenBytes: written.reduce((sum, item) => sum + Buffer.byteLength(JSON.stringify(item)), 0),
   };
+}
+
+/** A step that asked for more tools than the turn may run. */
+function limitOf(steps: readonly FinishedStep[]): BudgetLimit | null {
+  const limits = steps.map(({ verdict }) => (verdict.next === "tools" ? verdict.limit : null));
+  return limits.find((limit) => limit !== null && limit !== undefined) ?? null;
+}
+
+/** The tools stay defined, so that what was sent stays a prefix [10], but none may be called. */
+function lastCall(call: ModelCall, limit: BudgetLimit): ModelCall {
+  const input = [...call.input, lastCallMessage(limit)];
+  if (call.tools.length === 0) return { ...call, input };
+  return { ...call, input, parameters: { ...call.parameters, tool_choice: "none" } };
 }
 
 function idsOf(item: Item): string[] {

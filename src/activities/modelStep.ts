@@ -1,13 +1,20 @@
 import { ApplicationFailure } from "@temporalio/activity";
+import { toolOutcomeEvents } from "../events/serverCalls.ts";
 import type { ModelOutput } from "../events/translator.ts";
 import { StoreUnavailable } from "../store/database.ts";
 import type { Ending } from "../store/endings.ts";
-import { closeModelCall, countFailedCalls, dropModelCall } from "../store/modelCalls.ts";
+import { degradeTurn, giveUpResponse } from "../store/keptResponses.ts";
+import { closeModelCall, dropModelCall, readFailedCalls } from "../store/modelCalls.ts";
 import type { ModelCallEnd } from "../store/modelCalls.ts";
 import type { Fence } from "../store/fence.ts";
 import type { StepResult } from "../store/steps.ts";
+import { defineAgent } from "../turn/agent.ts";
+import { notRunOutput } from "../turn/budget.ts";
 import { failure, failureRules, StepFailure } from "../turn/failures.ts";
 import type { Failure } from "../turn/failures.ts";
+import { nextTry } from "../turn/fallbacks.ts";
+import { newItemId } from "../turn/ids.ts";
+import type { Degradation } from "../turn/turn.ts";
 import type { StepVerdict } from "../turn/verdict.ts";
 import { asksClient } from "./callOwners.ts";
 import { finishStep } from "./finishStep.ts";
@@ -16,8 +23,9 @@ import type { Parts } from "./parts.ts";
 import { persist } from "./persist.ts";
 import { StepStopped } from "./runningTurns.ts";
 import { linkStops, retryAfterFailure, retryLater, tryElsewhere } from "./stepContext.ts";
-import { streamModel } from "./streamModel.ts";
-import type { Claimed, ModelStep, ProviderEnd } from "./streamModel.ts";
+import { openCall, sayStaticAnswer, streamModel } from "./streamModel.ts";
+import type { Claimed, ModelAnswer, ModelStep } from "./streamModel.ts";
+import { takeUpResponse } from "./takeUpResponse.ts";
 
 /**
  * Runs a model step that was claimed.
@@ -46,18 +54,14 @@ export async function runModelStep(
   });
   const unlink = linkStops(stop, turn, takenBack);
   const ledger = openLedger(claim);
+  const opened = { parts, claim, turn, fence, stop, takenBack, writer, ledger };
   try {
-    return await tryModelStep({
-      parts,
-      claim,
-      turn,
-      fence,
-      stop,
-      takenBack,
-      writer,
-      ledger,
-      isSent: false,
-    });
+    const known = await parts.agents(turn.agent, turn.agentVersion);
+    // Of one that is not registered nothing but the name is known.
+    const agent = known ?? defineAgent({ name: turn.agent, model: turn.model });
+    const step: ModelStep = { ...opened, agent, isSent: false, keptId: null };
+    if (known === null) return await failStep(step, failure("unknown_agent"));
+    return await tryModelStep(step);
   } finally {
     unlink();
     writer.discard();
@@ -78,17 +82,14 @@ function openLedger(claim: Claimed): ModelCallEnd {
 }
 
 async function tryModelStep(step: ModelStep): Promise<StepVerdict> {
-  const { parts, turn } = step;
+  const { parts, turn, agent } = step;
   try {
-    const agent = await parts.agents(turn.agent, turn.agentVersion);
-    if (agent === null) throw new StepFailure(failure("unknown_agent"));
     const missing = agent.tools.find((name) => parts.tools.get(name) === undefined);
     if (missing !== undefined) {
-      await settle(step);
+      if (step.claim.kept === null) await settle(step);
       throw tryElsewhere(parts, turn, missing);
     }
-    const { output, end } = await streamModel(step, agent);
-    return await finishModelStep(step, output, end);
+    return await finishModelStep(step, await answer(step));
   } catch (cause) {
     const { signal } = step.stop;
     const error: unknown = signal.aborted ? signal.reason : cause;
@@ -100,28 +101,24 @@ async function tryModelStep(step: ModelStep): Promise<StepVerdict> {
   }
 }
 
-/** Ends the step: with tools to run, or with the turn. */
-async function finishModelStep(
-  step: ModelStep,
-  output: ModelOutput,
-  end: ProviderEnd,
-): Promise<StepVerdict> {
-  const { turn, fence, ledger } = step;
+async function answer(step: ModelStep): Promise<ModelAnswer> {
+  const { claim, turn } = step;
+  if (claim.kept !== null) return takeUpResponse(step, claim.kept);
+  const open = await openCall(step, claim.firstOutputIndex, claim.shownIds);
+  return turn.degraded === "static_answer" ? sayStaticAnswer(step, open) : streamModel(step, open);
+}
+
+/** Ends the step: with tools to run, with a last call because of a limit, or with the turn. */
+async function finishModelStep(step: ModelStep, whole: ModelAnswer): Promise<StepVerdict> {
+  const { parts, turn, fence, ledger } = step;
+  const { output, end, limit } = whole;
   ledger.outcome = "used";
-  const stepsAfter = fence.step + output.calls.length;
-  const isOverLimit =
-    output.calls.length > turn.limits.maxCallsPerStep ||
-    (output.calls.length > 0 && stepsAfter >= turn.limits.maxSteps);
-  const goesOn = end.status === "completed" && output.calls.length > 0 && !isOverLimit;
-  // The model may have written anything for a name; history and columns get those that are known.
-  const nameOf = (name: string) => step.parts.tools.get(name)?.name ?? "unknown tool";
-  const verdict: StepVerdict = goesOn
-    ? {
-        next: "tools",
-        tools: output.calls.map((call) => nameOf(call.name)),
-        thenEnd: asksClient(output),
-      }
-    : { next: "end", status: isOverLimit ? "incomplete" : end.status };
+  if (!step.isSent) await dropModelCall(parts.database, ledger.id);
+  const modelCall = step.isSent ? ledger : null;
+  const asks = end.status === "completed" && output.calls.length > 0 && limit === null;
+  const goesOn = asks && !isOverSteps(step, output);
+  if (asks && !goesOn) leaveCallsUndone(step, output);
+  const verdict = asks ? toolsVerdict(step, output, goesOn) : endVerdict(whole);
   const result: StepResult = {
     verdict,
     items: output.items,
@@ -130,39 +127,90 @@ async function finishModelStep(
     events: await step.writer.drain(step.takenBack),
     nextOutputIndex: output.nextOutputIndex,
   };
-  if (goesOn) {
-    const finished = { fence, result, modelCall: ledger };
-    return finishStep(step.parts, turn, finished, step.stop.signal);
+  const finished = { fence, result, modelCall };
+  if (asks) return finishStep(parts, turn, finished, step.stop.signal);
+  const reason = limit ?? end.reason;
+  const ending: Ending =
+    reason === null ? { status: "completed" } : { status: "incomplete", incompleteReason: reason };
+  return finishTurn(parts, turn, ending, { lastStep: finished }, step.stop.signal);
+}
+
+/** Whether the turn may not run these calls and call the model once more after them [13]. */
+function isOverSteps({ fence, turn }: ModelStep, { calls }: ModelOutput): boolean {
+  const { maxCallsPerStep, maxSteps } = turn.limits;
+  return calls.length > maxCallsPerStep || fence.step + calls.length >= maxSteps;
+}
+
+/** Answers the calls that a limit forbids, so that the model's last call finds every pair whole [9]. */
+function leaveCallsUndone(step: ModelStep, output: ModelOutput): void {
+  for (const call of output.calls) {
+    const undone = toolOutcomeEvents(call, { output: notRunOutput, isError: true });
+    for (const event of undone.events) step.writer.append(event, output.nextOutputIndex);
+    output.output.push(undone.entry);
+    output.items.push({
+      type: "function_call_output",
+      id: newItemId("function_call_output"),
+      call_id: call.callId,
+      output: notRunOutput,
+      status: "completed",
+    });
   }
-  const reason = isOverLimit ? "step_limit" : end.reason;
-  return finishTurn(
-    step.parts,
-    turn,
-    isOverLimit || end.status === "incomplete"
-      ? { status: "incomplete", incompleteReason: reason ?? "unknown" }
-      : { status: "completed" },
-    { lastStep: { fence, result, modelCall: ledger } },
-    step.stop.signal,
-  );
+}
+
+function toolsVerdict(step: ModelStep, output: ModelOutput, goesOn: boolean): StepVerdict {
+  if (!goesOn) return { next: "tools", tools: [], thenEnd: false, limit: "step_limit" };
+  // The model may have written anything for a name; history and columns get those that are known.
+  const nameOf = (name: string) => step.parts.tools.get(name)?.name ?? "unknown tool";
+  return {
+    next: "tools",
+    tools: output.calls.map((call) => nameOf(call.name)),
+    thenEnd: asksClient(output),
+  };
+}
+
+function endVerdict({ end, limit }: ModelAnswer): StepVerdict {
+  return { next: "end", status: limit === null ? end.status : "incomplete" };
 }
 
 /** A failure is the provider's or the request's: its class decides [11]. */
 async function failStep(step: ModelStep, cause: Failure): Promise<StepVerdict> {
   const { parts, turn, fence, ledger } = step;
-  ledger.failureClass = cause.class;
   parts.log.warn(
     { turn: turn.id, step: fence.step, attempt: fence.attempt, failure: cause },
     "model call failed",
   );
+  if (step.keptId !== null && failureRules[cause.class].action === "retry") {
+    // The way to the response failed, not the response: the next attempt goes on with it.
+    await step.writer.flush(step.takenBack);
+    throw retryAfterFailure(cause, fence.attempt, turn);
+  }
+  ledger.failureClass = cause.class;
   await settle(step);
   const stopped: unknown = step.stop.signal.reason;
   if (stopped instanceof StepStopped) return stopStep(step, stopped);
-  if (failureRules[cause.class].action === "retry") {
-    // Temporal's attempts include those that a deploy or a lost database cost; these are not meant.
-    const failures = await countFailedCalls(parts.database, fence);
-    if (failures < turn.limits.maxAttemptsPerStep) throw retryAfterFailure(cause, failures, turn);
+  const next = nextTry(step.agent, turn, await readFailedCalls(parts.database, fence), cause);
+  switch (next.next) {
+    case "same_model":
+      throw retryAfterFailure(cause, next.failures, turn);
+    case "fallback":
+      await degrade(step, "fallback", next.model);
+      throw retryLater(cause.class, 0);
+    case "static_answer":
+      await degrade(step, "static_answer", turn.model);
+      throw retryLater(cause.class, 0);
+    case "fail":
+      return endUnfinished(step, { status: "failed", failure: cause });
   }
-  return endUnfinished(step, { status: "failed", failure: cause });
+}
+
+/** Has the turn go on with something else than the model that has failed; the next attempt does. */
+async function degrade(
+  { parts, turn, fence, takenBack }: ModelStep,
+  degraded: Degradation,
+  model: string,
+): Promise<void> {
+  parts.log.warn({ turn: turn.id, agent: turn.agent, degraded, model }, "falling back");
+  await persist(() => degradeTurn(parts.database, fence, degraded, model), takenBack);
 }
 
 /** Something outside of the call ends it. */
@@ -170,8 +218,13 @@ async function stopStep(step: ModelStep, stopped: StepStopped): Promise<StepVerd
   const { parts, turn, fence } = step;
   parts.log.info({ turn: turn.id, step: fence.step, reason: stopped.reason }, "model call stopped");
   if (stopped.reason === "fenced") throw retryLater("fenced");
+  if (stopped.reason === "handover") {
+    // A response that the provider keeps is gone on with; nothing of it is lost.
+    if (step.keptId === null) await settle(step);
+    else await step.writer.flush(step.takenBack);
+    throw retryLater("handover", 0);
+  }
   await settle(step);
-  if (stopped.reason === "handover") throw retryLater("handover", 0);
   return endUnfinished(
     step,
     stopped.reason === "cancel_requested"
@@ -189,12 +242,14 @@ function endUnfinished(step: ModelStep, ending: Ending): Promise<StepVerdict> {
 
 /** Puts the partial text on record and closes the call's row in the ledger. */
 async function settle(step: ModelStep): Promise<void> {
-  const { database } = step.parts;
-  step.ledger.outcome = "wasted";
+  const { parts, turn, fence, ledger, keptId } = step;
+  ledger.outcome = "wasted";
+  if (keptId !== null) parts.cancelResponse(turn.id, keptId);
   await step.writer.flush(step.takenBack);
-  await persist(
-    () =>
-      step.isSent ? closeModelCall(database, step.ledger) : dropModelCall(database, step.ledger.id),
-    step.takenBack,
-  );
+  await persist(() => {
+    if (!step.isSent) return dropModelCall(parts.database, ledger.id);
+    const isKept = step.agent.durability === "background";
+    if (isKept) return giveUpResponse(parts.database, fence, ledger);
+    return closeModelCall(parts.database, ledger);
+  }, step.takenBack);
 }

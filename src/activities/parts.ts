@@ -19,6 +19,8 @@ export interface Parts {
   currentRun: CurrentRun;
   /** Starts the workflow of a turn that was granted its conversation; the janitor makes up for failures. */
   startGranted: (turnId: string) => void;
+  /** Stops a response that the provider keeps and nobody will go on with, so that it costs no more. */
+  cancelResponse: (turnId: string, responseId: string) => void;
   /** Gives committed events to this process's subscribers and tells the others to read them. */
   announce: (turnId: string, events: readonly RecordedEvent[]) => void;
   log: Logger;

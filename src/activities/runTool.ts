@@ -1,5 +1,5 @@
 import { Context } from "@temporalio/activity";
-import { toolOutcomeEvents } from "../events/translator.ts";
+import { toolOutcomeEvents } from "../events/serverCalls.ts";
 import { releaseStep } from "../store/steps.ts";
 import type { Claim } from "../store/claims.ts";
 import type { Fence } from "../store/fence.ts";

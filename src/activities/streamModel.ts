@@ -1,17 +1,21 @@
 import { ModelStreamTranslator } from "../events/translator.ts";
 import type { ModelOutput } from "../events/translator.ts";
 import type { StepWriter } from "../events/writer.ts";
+import type { UpstreamEvent } from "../responses/call.ts";
 import { priceOf, readUsage } from "../responses/pricing.ts";
+import { eventsOfResponse } from "../responses/wholeResponse.ts";
 import type { ModelCallEnd } from "../store/modelCalls.ts";
 import type { Claim } from "../store/claims.ts";
 import type { Fence } from "../store/fence.ts";
 import type { Agent } from "../turn/agent.ts";
+import type { BudgetLimit } from "../turn/budget.ts";
 import { isTerminalEvent } from "../turn/events.ts";
 import type { TurnEvent } from "../turn/events.ts";
 import { failure, StepFailure } from "../turn/failures.ts";
 import type { Turn } from "../turn/turn.ts";
 import { serverCalls } from "./callOwners.ts";
 import { readModelCall } from "./modelContext.ts";
+import type { NextModelCall } from "./modelContext.ts";
 import { OutputMeter } from "./outputMeter.ts";
 import type { Parts } from "./parts.ts";
 
@@ -22,6 +26,7 @@ export interface ModelStep {
   parts: Parts;
   claim: Claimed;
   turn: Turn;
+  agent: Agent;
   fence: Fence;
   /** Aborts with the reason to stop: cancel, fence, deadline, handover. */
   stop: AbortController;
@@ -31,6 +36,8 @@ export interface ModelStep {
   ledger: ModelCallEnd;
   /** Whether the request may have left. */
   isSent: boolean;
+  /** The response that the provider keeps, from its first event to its last. */
+  keptId: string | null;
 }
 
 /** The provider's word on how its response ended. */
@@ -39,48 +46,102 @@ export interface ProviderEnd {
   reason: string | null;
 }
 
+/** A whole answer. */
+export interface ModelAnswer {
+  output: ModelOutput;
+  end: ProviderEnd;
+  /** The limit because of which this was the turn's last call. */
+  limit: BudgetLimit | null;
+}
+
+/** A call with what its events go through. */
+export interface OpenCall {
+  next: NextModelCall;
+  translator: ModelStreamTranslator;
+  meter: OutputMeter;
+}
+
+/** Prepares the call of a step, whose first item gets the place `firstOutputIndex`. */
+export async function openCall(
+  step: ModelStep,
+  firstOutputIndex: number,
+  shownIds: readonly string[],
+): Promise<OpenCall> {
+  const { parts, turn, agent, fence } = step;
+  const next = await readModelCall(parts.database, parts.tools, turn, agent, fence.step);
+  const translator = new ModelStreamTranslator({
+    firstOutputIndex,
+    isServerCall: serverCalls(agent, turn),
+    usedIds: [...next.usedIds, ...shownIds],
+  });
+  return { next, translator, meter: new OutputMeter(next.writtenBytes) };
+}
+
 /**
- * Streams one call into the event log.
+ * Makes one call and streams it into the event log.
  *
  * @throws StepFailure for everything that is not a whole answer; the signal's reason when stopped.
  */
-export async function streamModel(
-  step: ModelStep,
-  agent: Agent,
-): Promise<{ output: ModelOutput; end: ProviderEnd }> {
-  const { parts, turn, writer, stop } = step;
-  const next = await readModelCall(parts.database, parts.tools, turn, agent, step.fence.step);
-  const translator = new ModelStreamTranslator({
-    firstOutputIndex: step.claim.firstOutputIndex,
-    isServerCall: serverCalls(agent, turn),
-    usedIds: [...next.usedIds, ...step.claim.shownIds],
-  });
-  const put = async (event: TurnEvent) => {
-    if (!writer.append(event, translator.nextOutputIndex)) await writer.flush(stop.signal);
-  };
-  const meter = new OutputMeter(next.writtenBytes);
+export async function streamModel(step: ModelStep, open: OpenCall): Promise<ModelAnswer> {
+  const { parts, turn, stop } = step;
   stop.signal.throwIfAborted();
   step.isSent = true;
-  const stream = parts.endpoint.stream(next.call, {
+  const stream = parts.endpoint.stream(open.next.call, {
     signal: stop.signal,
     idleTimeoutMs: turn.limits.idleTimeoutMs,
     onRequestId: (id) => (step.ledger.requestId = id),
   });
+  return follow(step, open, stream);
+}
+
+/** Answers with the agent's own text, where no model could. */
+export function sayStaticAnswer(step: ModelStep, open: OpenCall): Promise<ModelAnswer> {
+  const content = [{ type: "output_text", text: step.agent.staticAnswer, annotations: [] }];
+  const message = { type: "message", role: "assistant", status: "completed", content };
+  return follow(step, open, eventsOfResponse({ status: "completed", output: [message] }));
+}
+
+/**
+ * Streams the provider's events into the event log, up to the terminal one.
+ *
+ * @throws as {@link streamModel}.
+ */
+export async function follow(
+  step: ModelStep,
+  { next, translator, meter }: OpenCall,
+  stream: AsyncIterable<UpstreamEvent> | Iterable<UpstreamEvent>,
+): Promise<ModelAnswer> {
   let last: TurnEvent | undefined;
   for await (const event of stream) {
-    noteResponse(step.ledger, turn, event);
+    noteResponse(step, event);
     if (isTerminalEvent(event.type)) last = event;
-    if (meter.add(event) > turn.limits.maxOutputBytes) {
+    if (meter.add(event) > step.turn.limits.maxOutputBytes) {
       throw new StepFailure(failure("output_too_large"));
     }
-    for (const translated of translator.translate(event)) await put(translated);
+    await put(step, translator, translator.translate(event), event);
   }
   if (last === undefined) throw new StepFailure(failure("stream_truncated"));
   const response = last["response"] as Record<string, unknown>;
   const finalItems = Array.isArray(response["output"]) ? response["output"] : [];
   const { events, output } = translator.finish(finalItems);
-  for (const event of events) await put(event);
-  return { output, end: providerEnd(last.type, response) };
+  await put(step, translator, events, last);
+  return { output, end: providerEnd(last.type, response), limit: next.limit };
+}
+
+/** Queues what one event of the provider has become, together with its place in a kept response. */
+export async function put(
+  step: ModelStep,
+  translator: ModelStreamTranslator,
+  events: readonly TurnEvent[],
+  from?: UpstreamEvent,
+): Promise<void> {
+  const { writer, keptId } = step;
+  const hasRoom = events.map((event) => writer.append(event, translator.nextOutputIndex));
+  const number = from?.["sequence_number"];
+  if (keptId !== null) {
+    writer.reach({ responseId: keptId, cursor: typeof number === "number" ? number : null });
+  }
+  if (hasRoom.includes(false)) await writer.flush(step.stop.signal);
 }
 
 function providerEnd(type: string, response: Record<string, unknown>): ProviderEnd {
@@ -93,11 +154,14 @@ function providerEnd(type: string, response: Record<string, unknown>): ProviderE
 const providerId = /^[\x21-\x7e]{1,256}$/;
 
 /** Keeps what the provider says of its response: id, tokens, cost. */
-function noteResponse(ledger: ModelCallEnd, turn: Turn, event: TurnEvent): void {
+function noteResponse(step: ModelStep, event: UpstreamEvent): void {
+  const { ledger, turn, agent } = step;
   const response = event["response"] as Record<string, unknown> | undefined;
   if (response === undefined || response === null) return;
   const { id } = response;
   if (typeof id === "string" && providerId.test(id)) ledger.responseId = id;
+  const isKept = agent.durability === "background" && !isTerminalEvent(event.type);
+  step.keptId = isKept && step.isSent ? ledger.responseId : null;
   const tokens = readUsage(response["usage"]);
   if (tokens === null) return;
   ledger.tokens = tokens;

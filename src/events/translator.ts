@@ -4,6 +4,7 @@ import type { Item } from "../turn/items.ts";
 import { answeredCall, callKey, callOf, isCallId, isNamedByCallId } from "../turn/pairs.ts";
 import { OpenItems, partialAnswers } from "../turn/openItems.ts";
 import type { ToolCall } from "../turn/verdict.ts";
+import { isMcpCallItem, mcpCallItem } from "./serverCalls.ts";
 
 /** What one model call has produced, once its stream has ended. */
 export interface ModelOutput {
@@ -30,9 +31,6 @@ interface Slot {
   summaries: Map<number, number>;
   done: boolean;
 }
-
-/** The label under which responses show the tools that Turnkeeper runs itself. */
-export const serverLabel = "turnkeeper";
 
 /** Ids from a provider are kept when they look unique; some servers give the same one every time. */
 const trustedId = /^[a-z_]{1,24}_[A-Za-z0-9]{16,100}$/;
@@ -76,20 +74,6 @@ function text(value: unknown): string {
   return typeof value === "string" ? value : "";
 }
 
-function mcpCallItem(slot: Slot, name: unknown): Record<string, unknown> {
-  return {
-    id: slot.id,
-    type: "mcp_call",
-    status: "in_progress",
-    server_label: serverLabel,
-    name: text(name),
-    arguments: "",
-    output: null,
-    error: null,
-    approval_request_id: null,
-  };
-}
-
 /**
  * Turns the events of one model call into events of the turn's stream: one response id, places that
  * go on across steps and attempts, one id per item. Providers that leave out ids, parts or whole
@@ -105,6 +89,8 @@ export class ModelStreamTranslator {
   readonly #items = new Map<number, Item>();
   readonly #output: OutputEntry[] = [];
   readonly #calls = new Map<number, ToolCall>();
+  /** Ids of server tools' calls that are on record, by place. */
+  readonly #shownIds = new Map<number, string>();
   #nextOutputIndex: number;
 
   /**
@@ -123,6 +109,26 @@ export class ModelStreamTranslator {
 
   get nextOutputIndex(): number {
     return this.#nextOutputIndex;
+  }
+
+  /**
+   * Follows what is on record of this call, so that the rest of it can be translated.
+   *
+   * @returns the events as the provider had sent them, places and parts counted from 0.
+   */
+  restore(recorded: readonly TurnEvent[]): TurnEvent[] {
+    const first = this.#nextOutputIndex;
+    const sent = recorded.map((event) => this.#asSent(event, first));
+    for (const event of sent) this.translate(event);
+    return sent;
+  }
+
+  /** Gives up what there is of this call: closes what is open [6]; what comes is another call's. */
+  startOver(): TurnEvent[] {
+    const { events } = this.#open.close();
+    for (const each of [this.#slots, this.#items, this.#calls, this.#shownIds]) each.clear();
+    this.#output.length = 0;
+    return events;
   }
 
   /** The events that clients see for one event of the provider; often none or one. */
@@ -166,6 +172,19 @@ export class ModelStreamTranslator {
         nextOutputIndex: this.#nextOutputIndex,
       },
     };
+  }
+
+  #asSent(event: TurnEvent, first: number): TurnEvent {
+    const place = Number(event["output_index"]) - first;
+    const type = event.type.replace(
+      /^response\.mcp_call_arguments/,
+      "response.function_call_arguments",
+    );
+    const sent = { ...event, type, output_index: place };
+    const item = event["item"] as Record<string, unknown> | undefined;
+    if (item === undefined || !isMcpCallItem(item)) return sent;
+    this.#shownIds.set(place, String(item["id"]));
+    return { ...sent, item: { type: "function_call", name: item["name"], arguments: "" } };
   }
 
   #translate(event: TurnEvent): TurnEvent[] {
@@ -228,12 +247,14 @@ export class ModelStreamTranslator {
 
   #openSlot(place: number, item: Record<string, unknown>): Slot {
     const type = String(item["type"]);
+    const shownId = this.#shownIds.get(place);
     const isServerCall = type === "function_call" && this.#isServerCall(item);
     const slot: Slot = {
       index: this.#nextOutputIndex++,
-      id: isServerCall ? newId("mcpCall") : this.#ownId(item["id"], type),
+      id: shownId ?? (isServerCall ? newId("mcpCall") : this.#ownId(item["id"], type)),
       type,
-      callId: this.#callId(item),
+      // Of a call on record the stream has shown everything but this.
+      callId: shownId === undefined ? this.#callId(item) : null,
       isServerCall,
       contents: new Map(),
       summaries: new Map(),
@@ -253,7 +274,7 @@ export class ModelStreamTranslator {
       return [{ ...added, item: { ...this.#named(slot, item), ...emptyFields[slot.type] } }];
     }
     return [
-      { ...added, item: mcpCallItem(slot, item["name"]) },
+      { ...added, item: mcpCallItem(slot.id, text(item["name"])) },
       { type: "response.mcp_call.in_progress", item_id: slot.id, output_index: slot.index },
     ];
   }
@@ -285,6 +306,7 @@ export class ModelStreamTranslator {
 
   /** The model goes on with the call itself; clients see an `mcp_call` that its tool's step ends. */
   #doneServerCall(slot: Slot, item: Record<string, unknown>): void {
+    slot.callId ??= this.#callId(item);
     const call = {
       ...this.#named(slot, item),
       id: this.#ownId(item["id"], "function_call"),
@@ -300,33 +322,4 @@ export class ModelStreamTranslator {
       itemId: slot.id,
     });
   }
-}
-
-/** The events that show the outcome of a server tool's call, and the item as it stays. */
-export function toolOutcomeEvents(
-  call: ToolCall,
-  outcome: { output: string; isError: boolean },
-): { events: TurnEvent[]; entry: OutputEntry } {
-  const place = { item_id: call.itemId, output_index: call.outputIndex };
-  const item = {
-    id: call.itemId,
-    type: "mcp_call",
-    status: outcome.isError ? "failed" : "completed",
-    server_label: serverLabel,
-    name: call.name,
-    arguments: call.arguments,
-    output: outcome.isError ? null : outcome.output,
-    error: outcome.isError ? outcome.output : null,
-    approval_request_id: null,
-  };
-  return {
-    events: [
-      {
-        type: outcome.isError ? "response.mcp_call.failed" : "response.mcp_call.completed",
-        ...place,
-      },
-      { type: "response.output_item.done", output_index: call.outputIndex, item },
-    ],
-    entry: { index: call.outputIndex, item },
-  };
 }

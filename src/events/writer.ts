@@ -2,7 +2,7 @@ import { setTimeout as delay } from "node:timers/promises";
 import { StoreUnavailable } from "../store/database.ts";
 import type { Queryable } from "../store/database.ts";
 import { flushEvents } from "../store/eventLog.ts";
-import type { FlushEntry, FlushOutcome } from "../store/eventLog.ts";
+import type { FlushEntry, FlushOutcome, ResponsePlace } from "../store/eventLog.ts";
 import type { Fence } from "../store/fence.ts";
 import { eventBody } from "../turn/events.ts";
 import type { RecordedEvent, TurnEvent } from "../turn/events.ts";
@@ -38,6 +38,11 @@ export interface StepWriter {
    * fast stream does not outrun the database.
    */
   append(event: TurnEvent, nextOutputIndex: number): boolean;
+  /**
+   * Says that what has been appended so far goes up to this place of a response that the provider
+   * keeps; the place is recorded with it [6], and by itself where nothing was appended.
+   */
+  reach(place: ResponsePlace): void;
   /**
    * Waits until nothing is queued any more: it is on record, or the step was fenced or has failed.
    *
@@ -76,10 +81,13 @@ interface PendingStep {
   events: TurnEvent[];
   bytes: number;
   nextOutputIndex: number;
+  /** What is queued goes up to here; `null`: nothing new. */
+  place: ResponsePlace | null;
   flush: number;
   /** The write that was sent and whose outcome is not known: it is sent again as it was. */
   sent: FlushEntry | null;
   hasWritten: boolean;
+  hasReached: boolean;
   closed: boolean;
   failure: { error: unknown } | null;
   on: StepListeners;
@@ -121,9 +129,11 @@ export class EventWriter {
       events: [],
       bytes: 0,
       nextOutputIndex: 0,
+      place: null,
       flush: 0,
       sent: null,
       hasWritten: false,
+      hasReached: false,
       closed: false,
       failure: null,
       on,
@@ -132,6 +142,7 @@ export class EventWriter {
     this.#steps.add(step);
     return {
       append: (event, nextOutputIndex) => this.#append(step, event, nextOutputIndex),
+      reach: (place) => this.#reach(step, place),
       flush: (signal) => this.#flushed(step, signal),
       drain: (signal) => this.#drain(step, signal),
       discard: () => this.#close(step),
@@ -154,6 +165,15 @@ export class EventWriter {
       this.#scheduleNow();
     }
     return step.bytes <= this.#settings.maxPendingBytes;
+  }
+
+  #reach(step: PendingStep, place: ResponsePlace): void {
+    if (step.closed) return;
+    // A number alone waits for the next event; until the id is on record a crash pays twice [7].
+    if (step.events.length === 0 && step.hasReached) return;
+    step.place = place;
+    this.#schedule(step.hasReached ? this.#untilTickMs() : 0);
+    step.hasReached = true;
   }
 
   /** Ticks are counted from write to write, so that the duration of a write is not added to them. */
@@ -285,6 +305,7 @@ export class EventWriter {
   #close(step: PendingStep): void {
     step.closed = true;
     step.events = [];
+    step.place = null;
     step.sent = null;
     this.#steps.delete(step);
     this.#wake(step);
@@ -303,13 +324,15 @@ function sizeOf(event: TurnEvent): number {
 }
 
 function hasWork(step: PendingStep): boolean {
-  return step.sent !== null || step.events.length > 0;
+  return step.sent !== null || step.events.length > 0 || step.place !== null;
 }
 
 function nextEntry(step: PendingStep): FlushEntry {
   step.flush += 1;
   const bodies = mergeDeltas(step.events).map(eventBody);
+  const { fence, flush, nextOutputIndex, place } = step;
   step.events = [];
   step.bytes = 0;
-  return { ...step.fence, flush: step.flush, bodies, nextOutputIndex: step.nextOutputIndex };
+  step.place = null;
+  return { ...fence, flush, bodies, nextOutputIndex, place };
 }

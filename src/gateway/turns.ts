@@ -61,6 +61,8 @@ function turnObject(turn: TurnSummary) {
     agent: turn.agent,
     agent_version: turn.agentVersion,
     model: turn.model,
+    original_model: turn.originalModel,
+    degraded: turn.degraded,
     created_at: turn.createdAt,
     started_at: turn.startedAt,
     ended_at: turn.endedAt,

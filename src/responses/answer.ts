@@ -107,16 +107,27 @@ async function* readWhole(
   watch.arm(idleTimeoutMs, "body");
   const body: unknown = JSON.parse(await response.text());
   watch.disarm();
-  const { error } = (body ?? {}) as { error?: ProviderError | null };
-  const isAnswer = isWholeResponse(body) && isTerminalEvent(`response.${String(body.status)}`);
-  if (!isAnswer) {
-    if (error)
-      throw new StepFailure(classifyProviderError({ ...error, headers: response.headers }));
-    throw new StepFailure(failure("malformed_answer"));
+  yield* readEnded(body, response.headers);
+}
+
+/**
+ * The events of a response that has ended, as it was answered at once or retrieved.
+ *
+ * @throws StepFailure, behind its events where it failed, for everything that is not a whole answer.
+ */
+export function* readEnded(
+  body: unknown,
+  headers: Headers = new Headers(),
+): Generator<UpstreamEvent> {
+  const { error, status } = (body ?? {}) as { error?: ProviderError | null; status?: unknown };
+  if (!isWholeResponse(body) || !isTerminalEvent(`response.${String(status)}`)) {
+    if (error) throw new StepFailure(classifyProviderError({ ...error, headers }));
+    const isCancelled = status === "cancelled";
+    throw new StepFailure(failure(isCancelled ? "response_failed" : "malformed_answer"));
   }
   for (const event of eventsOfResponse(body)) {
     yield event;
-    throwIfFailed(event, response.headers);
+    throwIfFailed(event, headers);
   }
 }
 

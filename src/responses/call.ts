@@ -1,6 +1,6 @@
-import OpenAI, { BadRequestError } from "openai";
+import OpenAI, { BadRequestError, NotFoundError } from "openai";
 import type { ResponseCreateParamsStreaming } from "openai/resources/responses/responses";
-import { StepFailure } from "../turn/failures.ts";
+import { failure, StepFailure } from "../turn/failures.ts";
 import type { Item } from "../turn/items.ts";
 import { readAnswer } from "./answer.ts";
 import type { UpstreamEvent } from "./answer.ts";
@@ -20,6 +20,8 @@ export interface ModelCall {
   tools: readonly unknown[];
   /** Everything else of the request (`temperature`, `text`, `reasoning`, ...), sent unchanged. */
   parameters: Record<string, unknown>;
+  /** The metadata under which the provider keeps the response; `null`: it keeps nothing. */
+  keepAs: Record<string, string> | null;
 }
 
 export interface ModelCallOptions {
@@ -40,6 +42,29 @@ export interface ModelEndpoint {
    * @throws StepFailure for everything that is not a whole answer; the signal's reason when aborted.
    */
   stream(call: ModelCall, options: ModelCallOptions): AsyncIterable<UpstreamEvent>;
+  /**
+   * The events of a kept response behind number `after`, as `stream` gives them.
+   *
+   * @throws as `stream`; `invalid_request` when the response can no longer be streamed, which OpenAI
+   *   answers 5 minutes after it was created: then it has to be retrieved.
+   */
+  resume(
+    responseId: string,
+    after: number,
+    options: ModelCallOptions,
+  ): AsyncIterable<UpstreamEvent>;
+  /**
+   * A kept response as it is now; `null` when the provider has it no more.
+   *
+   * @throws StepFailure; the signal's reason when aborted.
+   */
+  retrieve(responseId: string, signal: AbortSignal): Promise<ProviderResponse | null>;
+  /**
+   * Stops a kept response that may still run, so that it costs no more. Returns it as it is then.
+   *
+   * @throws as `retrieve`.
+   */
+  cancel(responseId: string, signal: AbortSignal): Promise<ProviderResponse | null>;
   /** Closes all connections; calls that still run fail as `stream_reset`. */
   close(): Promise<void>;
 }
@@ -53,7 +78,13 @@ export interface ModelEndpointSettings {
   headersTimeoutMs: number;
 }
 
+/** A response of the provider's, as far as anything here reads it. */
+export type ProviderResponse = Record<string, unknown>;
+
 const encryptedReasoning = "reasoning.encrypted_content";
+
+/** Of a request about a kept response, which no model works on. */
+const askTimeoutMs = 30_000;
 
 /** What a call may not carry: Turnkeeper holds the conversation, the provider holds nothing. */
 const ownedParameters = ["previous_response_id", "conversation", "background"];
@@ -70,7 +101,13 @@ function toRequest(call: ModelCall, wantsReasoning: boolean): ResponseCreatePara
     ...(call.instructions === null ? {} : { instructions: call.instructions }),
     ...(call.tools.length === 0 ? {} : { tools: call.tools }),
     ...(included.size === 0 ? {} : { include: [...included] }),
-    store: false,
+    ...(call.keepAs === null
+      ? { store: false }
+      : {
+          store: true,
+          background: true,
+          metadata: { ...(parameters["metadata"] as object | undefined), ...call.keepAs },
+        }),
     stream: true,
   } as unknown as ResponseCreateParamsStreaming;
 }
@@ -112,12 +149,56 @@ class Endpoint implements ModelEndpoint {
     });
   }
 
-  async *stream(call: ModelCall, options: ModelCallOptions): AsyncGenerator<UpstreamEvent> {
+  stream(call: ModelCall, options: ModelCallOptions): AsyncGenerator<UpstreamEvent> {
+    return this.#read((signal) => this.#send(call, signal), options);
+  }
+
+  resume(
+    responseId: string,
+    after: number,
+    options: ModelCallOptions,
+  ): AsyncGenerator<UpstreamEvent> {
+    const query = { stream: true, starting_after: after } as const;
+    return this.#read(
+      (signal) => this.#client.responses.retrieve(responseId, query, { signal }).withResponse(),
+      options,
+    );
+  }
+
+  retrieve(responseId: string, signal: AbortSignal): Promise<ProviderResponse | null> {
+    const options = { signal, timeout: askTimeoutMs };
+    return this.#ask(signal, () => this.#client.responses.retrieve(responseId, {}, options));
+  }
+
+  cancel(responseId: string, signal: AbortSignal): Promise<ProviderResponse | null> {
+    const options = { signal, timeout: askTimeoutMs };
+    return this.#ask(signal, () => this.#client.responses.cancel(responseId, options));
+  }
+
+  async #ask(
+    signal: AbortSignal,
+    request: () => Promise<unknown>,
+  ): Promise<ProviderResponse | null> {
+    try {
+      const answer = await request();
+      if (typeof answer === "object" && answer !== null) return answer as ProviderResponse;
+      throw new StepFailure(failure("malformed_answer"));
+    } catch (error) {
+      if (signal.aborted) throw signal.reason;
+      if (error instanceof NotFoundError) return null;
+      throw this.#toStepFailure(error, undefined);
+    }
+  }
+
+  async *#read(
+    send: (signal: AbortSignal) => Promise<{ data: AsyncIterable<unknown>; response: Response }>,
+    options: ModelCallOptions,
+  ): AsyncGenerator<UpstreamEvent> {
     const watch = watchSilence(options.signal);
     let requestId: string | undefined;
     try {
       watch.arm(this.#settings.headersTimeoutMs, "headers");
-      const { data, response } = await this.#send(call, watch.signal);
+      const { data, response } = await send(watch.signal);
       requestId = requestIdOf(response.headers);
       if (requestId !== undefined) options.onRequestId?.(requestId);
       yield* readAnswer(data, response, watch, options.idleTimeoutMs);

@@ -9,11 +9,33 @@ export function isWholeResponse(value: unknown): value is WholeResponse {
   return typeof value === "object" && value !== null && Array.isArray((value as Fields)["output"]);
 }
 
-function* eventsOfText(part: Fields, at: Fields): Generator<UpstreamEvent> {
-  yield { type: "response.content_part.added", ...at, part: { ...part, text: "" } };
-  yield { type: "response.output_text.delta", ...at, delta: part["text"], logprobs: [] };
-  yield { type: "response.output_text.done", ...at, text: part["text"], logprobs: [] };
+function listOf(value: unknown): Fields[] {
+  return Array.isArray(value) ? (value as Fields[]) : [];
+}
+
+/** Parts of an item's content by their type: the events that write them, and the field they fill. */
+const contentParts: Record<string, { event: string; field: string; more: Fields }> = {
+  output_text: { event: "response.output_text", field: "text", more: { logprobs: [] } },
+  refusal: { event: "response.refusal", field: "refusal", more: {} },
+  reasoning_text: { event: "response.reasoning_text", field: "text", more: {} },
+};
+
+function* eventsOfContent(part: Fields, at: Fields): Generator<UpstreamEvent> {
+  const known = contentParts[String(part["type"])];
+  if (known === undefined) return;
+  const { event, field, more } = known;
+  yield { type: "response.content_part.added", ...at, part: { ...part, [field]: "" } };
+  yield { type: `${event}.delta`, ...at, delta: part[field] ?? "", ...more };
+  yield { type: `${event}.done`, ...at, [field]: part[field], ...more };
   yield { type: "response.content_part.done", ...at, part };
+}
+
+function* eventsOfSummary(part: Fields, at: Fields): Generator<UpstreamEvent> {
+  const { text } = part;
+  yield { type: "response.reasoning_summary_part.added", ...at, part: { ...part, text: "" } };
+  yield { type: "response.reasoning_summary_text.delta", ...at, delta: text };
+  yield { type: "response.reasoning_summary_text.done", ...at, text };
+  yield { type: "response.reasoning_summary_part.done", ...at, part };
 }
 
 function* eventsOfItem(item: Fields, outputIndex: number): Generator<UpstreamEvent> {
@@ -23,13 +45,15 @@ function* eventsOfItem(item: Fields, outputIndex: number): Generator<UpstreamEve
     ...item,
     status: "in_progress",
     ...(type === "message" ? { content: [] } : {}),
+    ...(type === "reasoning" ? { summary: [] } : {}),
     ...(type === "function_call" ? { arguments: "" } : {}),
   };
   yield { type: "response.output_item.added", output_index: outputIndex, item: opened };
-  const parts = Array.isArray(item["content"]) ? (item["content"] as Fields[]) : [];
-  for (const [contentIndex, part] of parts.entries()) {
-    if (part["type"] !== "output_text") continue;
-    yield* eventsOfText(part, { ...at, content_index: contentIndex });
+  for (const [summary_index, part] of listOf(item["summary"]).entries()) {
+    yield* eventsOfSummary(part, { ...at, summary_index });
+  }
+  for (const [content_index, part] of listOf(item["content"]).entries()) {
+    yield* eventsOfContent(part, { ...at, content_index });
   }
   if (type === "function_call") {
     const text = item["arguments"];
@@ -40,8 +64,8 @@ function* eventsOfItem(item: Fields, outputIndex: number): Generator<UpstreamEve
 }
 
 /**
- * The events that a finished response stands for, in the order of a stream: text and arguments as
- * one delta each, everything else in its item's `added` and `done`. Without `sequence_number`.
+ * The events that a finished response stands for, in the order of a stream: each text as one delta,
+ * everything else in its item's `added` and `done`. Without `sequence_number`.
  */
 export function* eventsOfResponse(response: WholeResponse): Generator<UpstreamEvent> {
   const opened = { ...response, status: "in_progress", output: [], usage: null };
@@ -50,4 +74,46 @@ export function* eventsOfResponse(response: WholeResponse): Generator<UpstreamEv
     yield* eventsOfItem(item as Fields, outputIndex);
   }
   yield { type: `response.${response.status as string}`, response };
+}
+
+/** A response is not the continuation of what was seen of it. */
+export class ResponseDiffers extends Error {
+  constructor() {
+    super("The response is another one than its stream began.");
+    this.name = "ResponseDiffers";
+  }
+}
+
+/** Where an event writes to: its item and its part. */
+function placeOf(event: UpstreamEvent): string {
+  const { output_index, content_index, summary_index } = event;
+  return JSON.stringify([output_index, content_index, summary_index]);
+}
+
+/**
+ * What the events of a response lack that begins with the events `seen`, whose texts may have come in
+ * any number of deltas.
+ *
+ * @throws ResponseDiffers when a text does not begin with what was seen of it.
+ */
+export function* withoutSeen(
+  events: Iterable<UpstreamEvent>,
+  seen: Iterable<UpstreamEvent>,
+): Generator<UpstreamEvent> {
+  const marks = new Set<string>();
+  const texts = new Map<string, string>();
+  const keyOf = (event: UpstreamEvent) => `${event.type} ${placeOf(event)}`;
+  for (const event of seen) {
+    marks.add(keyOf(event));
+    if (typeof event["delta"] !== "string") continue;
+    texts.set(keyOf(event), (texts.get(keyOf(event)) ?? "") + event["delta"]);
+  }
+  for (const event of events) {
+    const text = texts.get(keyOf(event)) ?? "";
+    const { delta } = event;
+    if (typeof delta !== "string") {
+      if (!marks.has(keyOf(event))) yield event;
+    } else if (!delta.startsWith(text)) throw new ResponseDiffers();
+    else if (delta.length > text.length) yield { ...event, delta: delta.slice(text.length) };
+  }
 }

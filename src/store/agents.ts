@@ -1,3 +1,4 @@
+import { parseAgent } from "../turn/agent.ts";
 import type { Agent } from "../turn/agent.ts";
 import type { Queryable } from "./database.ts";
 
@@ -21,7 +22,7 @@ export async function listAgents(queryable: Queryable): Promise<Agent[]> {
     `SELECT DISTINCT ON (name) definition FROM agents ORDER BY name, registered_at DESC`,
     [],
   );
-  return rows.map((row) => JSON.parse(row.definition) as Agent);
+  return rows.map((row) => parseAgent(row.definition));
 }
 
 export interface AgentRegistration {
@@ -48,5 +49,5 @@ export async function readAgentVersion(
     "SELECT definition FROM agents WHERE name = $1 AND version = $2",
     [name, version],
   );
-  return row === undefined ? null : (JSON.parse(row.definition) as Agent);
+  return row === undefined ? null : parseAgent(row.definition);
 }

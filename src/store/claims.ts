@@ -32,6 +32,8 @@ export type Claim =
       call: ToolCall | null;
       /** The ledger's row of a model step. */
       modelCallId: string | null;
+      /** The response that an earlier attempt began and the provider keeps [7]. */
+      kept: KeptResponse | null;
       /** What the claim has put on record. */
       events: RecordedEvent[];
     }
@@ -44,6 +46,17 @@ export type Claim =
   /** No such turn is on record. */
   | { outcome: "unknown_turn" };
 
+/** A response that can be gone on with: its stream behind `cursor`, or all of it. */
+export interface KeptResponse {
+  responseId: string;
+  /** The provider's number of the last event that is on record; `null`: it gives none. */
+  cursor: number | null;
+  /** The place of the response's first item in the turn's output. */
+  firstOutputIndex: number;
+  /** What is on record of it, in the turn's own events. */
+  events: TurnEvent[];
+}
+
 interface StepRow {
   state: "scheduled" | "running" | "finished" | "abandoned";
   run_id: string | null;
@@ -51,6 +64,9 @@ interface StepRow {
   token: string | null;
   verdict: string | null;
   call: string | null;
+  response_id: string | null;
+  cursor: number | null;
+  first_output_index: number | null;
 }
 
 export interface StepToClaim {
@@ -86,7 +102,8 @@ async function takeTurn(
 
 async function readStep(tx: Queryable, fence: Fence): Promise<StepRow | undefined> {
   const [row] = await tx.query<StepRow>(
-    `SELECT state, run_id, attempt, token, verdict, call FROM steps
+    `SELECT state, run_id, attempt, token, verdict, call, response_id, cursor, first_output_index
+     FROM steps
      WHERE turn_id = $1 AND number = $2 FOR UPDATE`,
     [fence.turnId, fence.step],
   );
@@ -112,17 +129,42 @@ function mayTake(before: StepRow, { fence, token }: StepToClaim): boolean {
 }
 
 /** The turn's row is locked, so nobody else can have claimed the step meanwhile. */
-function takeStep(tx: Transaction, claim: StepToClaim, turn: Turn): void {
+function takeStep(tx: Transaction, claim: StepToClaim, turn: Turn, firstOutputIndex: number): void {
   const { fence } = claim;
   tx.send(
-    `INSERT INTO steps AS mine
-       (turn_id, number, kind, name, state, run_id, attempt, token, started_at, seen_at)
-     VALUES ($1, $2, $3, $4, 'running', $5, $6, $7, now(), now())
+    `INSERT INTO steps AS mine (turn_id, number, kind, name, state, run_id, attempt, token,
+       first_output_index, started_at, seen_at)
+     VALUES ($1, $2, $3, $4, 'running', $5, $6, $7, $8, now(), now())
      ON CONFLICT (turn_id, number) DO UPDATE
        SET state = 'running', run_id = $5, attempt = $6, token = $7, flushed = 0, seen_at = now(),
-           started_at = coalesce(mine.started_at, now())`,
-    [fence.turnId, fence.step, claim.kind, turn.model, fence.runId, fence.attempt, claim.token],
+           started_at = coalesce(mine.started_at, now()),
+           name = CASE WHEN mine.kind = 'model' THEN $4 ELSE mine.name END,
+           first_output_index = CASE WHEN mine.response_id IS NULL THEN $8
+             ELSE mine.first_output_index END`,
+    [
+      fence.turnId,
+      fence.step,
+      claim.kind,
+      turn.model,
+      fence.runId,
+      fence.attempt,
+      claim.token,
+      firstOutputIndex,
+    ],
   );
+}
+
+/** What there is of a response that an earlier attempt of the step left with the provider. */
+async function readKept(tx: Queryable, turn: Turn, before: StepRow): Promise<KeptResponse | null> {
+  if (before.response_id === null) return null;
+  const firstOutputIndex = before.first_output_index ?? 0;
+  const events = await readAllEvents(tx, turn);
+  return {
+    responseId: before.response_id,
+    cursor: before.cursor,
+    firstOutputIndex,
+    events: events.filter((event) => Number(event["output_index"]) >= firstOutputIndex),
+  };
 }
 
 /** What the replaced attempt left open in the stream is closed [6], its call counts as wasted [7]. */
@@ -158,13 +200,14 @@ async function claimInside(
   const { turn, isFirst } = taken;
   const isResent = before?.token === token;
   const wasRunning = before !== undefined && before.state !== "scheduled" && !isResent;
-  takeStep(tx, claim, turn);
+  takeStep(tx, claim, turn, firstOutputIndex);
   const events = isFirst ? [lifecycleEvent(responseObject(turn))] : [];
-  if (kind === "model" && wasRunning) {
+  const kept = before === undefined ? null : await readKept(tx, turn, before);
+  if (kind === "model" && wasRunning && kept === null) {
     events.push(...(await abandonPreviousAttempt(tx, turn, fence.step)));
   }
   const hasShown = kind === "model" && firstOutputIndex > 0;
-  const opened = isResent ? await findOpenModelCall(tx, fence) : null;
+  const opened = isResent || kept !== null ? await findOpenModelCall(tx, fence) : null;
   const modelCallId = kind === "model" ? (opened ?? openModelCall(tx, turn, fence)) : null;
   return {
     outcome: "claimed",
@@ -174,6 +217,7 @@ async function claimInside(
     wasRunning,
     call: before?.call ? (JSON.parse(before.call) as ToolCall) : null,
     modelCallId,
+    kept,
     events: await appendEvents(tx, turn, events),
   };
 }

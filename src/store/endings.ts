@@ -1,25 +1,24 @@
 import { lifecycleEvent } from "../turn/events.ts";
-import type { RecordedEvent, TurnEvent } from "../turn/events.ts";
+import type { RecordedEvent } from "../turn/events.ts";
 import { failure, Refusal } from "../turn/failures.ts";
 import type { Failure } from "../turn/failures.ts";
 import type { Item } from "../turn/items.ts";
 import { unansweredCalls } from "../turn/pairs.ts";
 import type { CallRef } from "../turn/pairs.ts";
-import { closeOpenItems, partialAnswers } from "../turn/openItems.ts";
 import { responseObject } from "../turn/response.ts";
 import { isTerminal } from "../turn/turn.ts";
-import type { TerminalStatus, Turn, Usage } from "../turn/turn.ts";
+import type { TerminalStatus, Turn } from "../turn/turn.ts";
 import { checkAnswers } from "./admission.ts";
 import { turnEnd } from "../turn/verdict.ts";
 import type { TurnEnd } from "../turn/verdict.ts";
 import { one } from "./database.ts";
 import type { Database, Queryable, Transaction } from "./database.ts";
-import { appendEvents, readAllEvents } from "./eventLog.ts";
+import { appendEvents } from "./eventLog.ts";
 import { closeModelCall, wasteOpenCalls } from "./modelCalls.ts";
-import type { ModelCallEnd } from "./modelCalls.ts";
-import { finishStep, holdsStep, readFinishedSteps, Replaced } from "./steps.ts";
+import { finishStep, holdsStep, Replaced } from "./steps.ts";
 import type { Fence } from "./fence.ts";
-import type { FinishedStep, StepResult } from "./steps.ts";
+import { gatherOutcome, sumUsage } from "./turnOutcome.ts";
+import type { LastStep } from "./turnOutcome.ts";
 import { turnColumns, turnFromRow } from "./turns.ts";
 import type { TurnRow } from "./turns.ts";
 
@@ -28,13 +27,6 @@ export interface Ending {
   status: TerminalStatus;
   failure?: Failure;
   incompleteReason?: string;
-}
-
-/** The last step of a turn, which ends in the same transaction as the turn. */
-export interface LastStep {
-  fence: Fence;
-  result: StepResult;
-  modelCall: ModelCallEnd | null;
 }
 
 /** Who may end a turn besides the owner of its last step. */
@@ -54,6 +46,8 @@ export interface Aftermath {
   turns: { id: string; events: RecordedEvent[] }[];
   /** The turn that holds the conversation now; the caller starts its workflow. */
   granted: string | null;
+  /** Responses that the provider keeps for the turn and may still run; the caller cancels them. */
+  abandoned: string[];
 }
 
 export type Ended =
@@ -78,64 +72,22 @@ async function lockTurn(
   return row === undefined ? undefined : turnFromRow(row);
 }
 
-/** Fences every owner of a running step, because the turn ends without them. */
-async function abandonSteps(tx: Transaction, turnId: string): Promise<void> {
-  tx.send(
-    `UPDATE steps SET state = 'abandoned'
-     WHERE turn_id = $1 AND state IN ('running', 'scheduled')`,
-    [turnId],
-  );
-  await wasteOpenCalls(tx, turnId);
-}
-
-interface Outcome {
-  items: Item[];
-  output: unknown[];
-  events: TurnEvent[];
-}
-
-async function gatherOutcome(
-  tx: Queryable,
-  turn: Turn,
-  ending: Ending,
-  lastStep: LastStep | undefined,
-): Promise<Outcome> {
-  const isOnlyStep = lastStep?.fence.step === 1;
-  const steps: FinishedStep[] = isOnlyStep
-    ? [{ number: 1, kind: "model", ...lastStep.result }]
-    : await readFinishedSteps(tx, turn.id);
-  const left =
-    ending.status === "completed"
-      ? { events: [], output: [] }
-      : closeOpenItems([...(await readAllEvents(tx, turn)), ...(lastStep?.result.events ?? [])]);
-  const kept = ending.status === "failed" ? [] : partialAnswers(left);
-  const entries = [...steps.flatMap((step) => step.output), ...kept];
-  return {
-    items: [...steps.flatMap((step) => step.items), ...kept.map((entry) => entry.item as Item)],
-    output: entries.sort((left, right) => left.index - right.index).map((entry) => entry.item),
-    events: left.events,
-  };
-}
-
-async function sumUsage(tx: Queryable, turnId: string): Promise<Usage | null> {
-  const row = await one(
-    tx.query<Record<"calls" | "input" | "cached" | "output" | "reasoning", number>>(
-      `SELECT count(*) AS calls, coalesce(sum(input_tokens), 0)::bigint AS input,
-         coalesce(sum(cached_tokens), 0)::bigint AS cached,
-         coalesce(sum(output_tokens), 0)::bigint AS output,
-         coalesce(sum(reasoning_tokens), 0)::bigint AS reasoning
-       FROM model_calls WHERE turn_id = $1 AND outcome = 'used' AND input_tokens IS NOT NULL`,
+/**
+ * Fences every owner of a running step, because the turn ends without them.
+ *
+ * @returns the responses that the provider keeps for them.
+ */
+async function abandonSteps(tx: Transaction, turnId: string): Promise<string[]> {
+  const [rows] = await Promise.all([
+    tx.query<{ response_id: string | null }>(
+      `UPDATE steps SET state = 'abandoned'
+       WHERE turn_id = $1 AND state IN ('running', 'scheduled')
+       RETURNING response_id`,
       [turnId],
     ),
-  );
-  if (row.calls === 0) return null;
-  return {
-    input_tokens: row.input,
-    input_tokens_details: { cached_tokens: row.cached },
-    output_tokens: row.output,
-    output_tokens_details: { reasoning_tokens: row.reasoning },
-    total_tokens: row.input + row.output,
-  };
+    wasteOpenCalls(tx, turnId),
+  ]);
+  return rows.flatMap((row) => row.response_id ?? []);
 }
 
 /** Calls that wait for the client's answer: only a completed turn asks for answers. */
@@ -215,12 +167,14 @@ interface EndingBy extends EndingCondition {
 }
 
 /** Finishes the last step, if there is one, and takes every other running step from its owner. */
-async function endSteps(tx: Transaction, turnId: string, lastStep?: LastStep): Promise<void> {
-  const work: Promise<void>[] = [];
-  if (lastStep !== undefined) work.push(finishStep(tx, lastStep.fence, lastStep.result));
-  if (lastStep?.modelCall) work.push(closeModelCall(tx, lastStep.modelCall));
-  if (lastStep === undefined || lastStep.fence.step > 1) work.push(abandonSteps(tx, turnId));
-  await Promise.all(work);
+async function endSteps(tx: Transaction, turnId: string, lastStep?: LastStep): Promise<string[]> {
+  const isOnlyStep = lastStep?.fence.step === 1;
+  const [, , abandoned] = await Promise.all([
+    lastStep === undefined ? null : finishStep(tx, lastStep.fence, lastStep.result),
+    lastStep?.modelCall ? closeModelCall(tx, lastStep.modelCall) : null,
+    isOnlyStep ? [] : abandonSteps(tx, turnId),
+  ]);
+  return abandoned;
 }
 
 async function endInside(
@@ -241,10 +195,10 @@ async function endInside(
   if (by.ifStep !== undefined && !(await holdsStep(tx, by.ifStep))) {
     return { outcome: "fenced", granted: null };
   }
-  const [, usage, outcome] = await Promise.all([
+  const [abandoned, usage, outcome] = await Promise.all([
     endSteps(tx, turnId, by.lastStep),
     sumUsage(tx, turnId),
-    gatherOutcome(tx, before, ending, by.lastStep),
+    gatherOutcome(tx, before, ending.status, by.lastStep),
   ]);
   const turn: Turn = {
     ...before,
@@ -272,6 +226,7 @@ async function endInside(
     ...turnEnd(ending.status, turn.failure),
     turns: [{ id: turn.id, events: recorded }, ...turns],
     granted,
+    abandoned,
   };
 }
 
@@ -285,7 +240,7 @@ async function passOverUnanswering(
   tx: Transaction,
   turnId: string | null,
   conversationId: string,
-): Promise<Aftermath> {
+): Promise<Pick<Aftermath, "turns" | "granted">> {
   if (turnId === null) return { turns: [], granted: null };
   const { pending_calls: pending, request } = await one(
     tx.query<{ pending_calls: string; request: string }>(
@@ -345,7 +300,7 @@ export function cancelTurn(
     if (before === undefined) return { outcome: "requested" };
     if (isTerminal(before.status)) {
       const end = turnEnd(before.status, before.failure);
-      return { outcome: "ended", ...end, turns: [], granted: null };
+      return { outcome: "ended", ...end, turns: [], granted: null, abandoned: [] };
     }
     if (before.runId === null) {
       const cancelled: Ending = { status: "cancelled" };

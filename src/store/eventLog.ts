@@ -130,6 +130,15 @@ export interface FlushEntry extends Fence {
   flush: number;
   bodies: readonly string[];
   nextOutputIndex: number;
+  /** How far these events go in a response that the provider keeps. */
+  place: ResponsePlace | null;
+}
+
+/** A place in the provider's stream of a response. */
+export interface ResponsePlace {
+  responseId: string;
+  /** The provider's number of the last event; `null`: it gives none. */
+  cursor: number | null;
 }
 
 /**
@@ -145,17 +154,20 @@ export interface FlushOutcome {
 
 const flushSql = `
 WITH incoming AS (
-  SELECT * FROM unnest($1::text[], $2::int[], $3::text[], $4::int[], $5::int[], $6::int[], $7::int[])
-    AS entry (turn_id, step, run_id, attempt, flush, size, next_output_index)
+  SELECT * FROM unnest($1::text[], $2::int[], $3::text[], $4::int[], $5::int[], $6::int[],
+      $7::int[], $8::text[], $9::bigint[])
+    AS entry (turn_id, step, run_id, attempt, flush, size, next_output_index, response_id, cursor)
 ), held AS (
   SELECT steps.turn_id, steps.number, incoming.flush, incoming.size, incoming.next_output_index,
-    steps.flushed,
+    incoming.response_id, incoming.cursor, steps.flushed,
     steps.state = 'running' AND steps.run_id = incoming.run_id AND steps.attempt = incoming.attempt AS mine
   FROM steps JOIN incoming ON steps.turn_id = incoming.turn_id AND steps.number = incoming.step
   ORDER BY steps.turn_id, steps.number
   FOR UPDATE OF steps SKIP LOCKED
 ), fenced AS (
-  UPDATE steps SET flushed = held.flush
+  UPDATE steps SET flushed = held.flush,
+    response_id = coalesce(held.response_id, steps.response_id),
+    cursor = coalesce(held.cursor, steps.cursor)
   FROM held
   WHERE steps.turn_id = held.turn_id AND steps.number = held.number
     AND held.mine AND steps.flushed = held.flush - 1
@@ -176,7 +188,7 @@ WITH incoming AS (
 ), bodies AS (
   SELECT body.turn_id, body.step, body.body, numbered.admitted_on,
     numbered.first + row_number() OVER (PARTITION BY body.turn_id ORDER BY body.place) - 1 AS sequence_number
-  FROM unnest($8::text[], $9::int[], $10::text[]) WITH ORDINALITY AS body (turn_id, step, body, place)
+  FROM unnest($10::text[], $11::int[], $12::text[]) WITH ORDINALITY AS body (turn_id, step, body, place)
   JOIN fenced ON fenced.turn_id = body.turn_id AND fenced.number = body.step
   JOIN numbered ON numbered.turn_id = body.turn_id
 ), written AS (
@@ -222,6 +234,8 @@ export async function flushEvents(
     entries.map((entry) => entry.flush),
     entries.map((entry) => entry.bodies.length),
     entries.map((entry) => entry.nextOutputIndex),
+    entries.map((entry) => entry.place?.responseId ?? null),
+    entries.map((entry) => entry.place?.cursor ?? null),
     lines.map((line) => line.entry.turnId),
     lines.map((line) => line.entry.step),
     lines.map((line) => line.body),

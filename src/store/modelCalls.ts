@@ -1,3 +1,5 @@
+import type { Spending } from "../turn/budget.ts";
+import type { FailedCall } from "../turn/fallbacks.ts";
 import { newId } from "../turn/ids.ts";
 import type { FailureClass } from "../turn/failures.ts";
 import type { TokenCounts, Turn } from "../turn/turn.ts";
@@ -29,12 +31,11 @@ export function openModelCall(tx: Transaction, turn: Turn, fence: Fence): string
   return id;
 }
 
-/** The row that an earlier send of the same attempt's claim has opened. */
+/** The row of a step's call that is not over: only one is open at a time. */
 export async function findOpenModelCall(tx: Queryable, fence: Fence): Promise<string | null> {
   const [row] = await tx.query<{ id: string }>(
-    `SELECT id FROM model_calls
-     WHERE turn_id = $1 AND step = $2 AND run_id = $3 AND attempt = $4 AND outcome = 'open'`,
-    [fence.turnId, fence.step, fence.runId, fence.attempt],
+    "SELECT id FROM model_calls WHERE turn_id = $1 AND step = $2 AND outcome = 'open'",
+    [fence.turnId, fence.step],
   );
   return row?.id ?? null;
 }
@@ -44,19 +45,32 @@ export async function dropModelCall(queryable: Queryable, id: string): Promise<v
   await queryable.query("DELETE FROM model_calls WHERE id = $1 AND outcome = 'open'", [id]);
 }
 
-/** How many calls of a step have failed so far. */
-export async function countFailedCalls(
+/** The calls of a step that have failed so far, oldest first. */
+export function readFailedCalls(
   queryable: Queryable,
   step: { turnId: string; step: number },
-): Promise<number> {
-  const { failed } = await one(
-    queryable.query<{ failed: number }>(
-      `SELECT count(*) AS failed FROM model_calls
-       WHERE turn_id = $1 AND step = $2 AND failure_class IS NOT NULL`,
-      [step.turnId, step.step],
+): Promise<FailedCall[]> {
+  return queryable.query<FailedCall>(
+    `SELECT model, failure_class AS class FROM model_calls
+     WHERE turn_id = $1 AND step = $2 AND failure_class IS NOT NULL ORDER BY started_at, id`,
+    [step.turnId, step.step],
+  );
+}
+
+/** What a turn's steps before `step` have cost, wasted calls included. */
+export function readSpending(
+  queryable: Queryable,
+  turnId: string,
+  step: number,
+): Promise<Spending> {
+  return one(
+    queryable.query<Spending>(
+      `SELECT coalesce(sum(input_tokens + output_tokens), 0)::bigint AS tokens,
+         coalesce(sum(cost_usd), 0)::float8 AS "costUsd"
+       FROM model_calls WHERE turn_id = $1 AND step < $2`,
+      [turnId, step],
     ),
   );
-  return failed;
 }
 
 /** Closes a row of the ledger. A row that a takeover has closed as wasted is only completed. */
@@ -64,7 +78,8 @@ export async function closeModelCall(queryable: Queryable, end: ModelCallEnd): P
   await queryable.query(
     `UPDATE model_calls SET
        outcome = CASE WHEN outcome = 'open' THEN $2 ELSE outcome END,
-       response_id = $3, request_id = $4, failure_class = coalesce(failure_class, $5),
+       response_id = coalesce($3, response_id),
+       request_id = coalesce($4, request_id), failure_class = coalesce(failure_class, $5),
        input_tokens = $6, cached_tokens = $7, cache_write_tokens = $8, output_tokens = $9,
        reasoning_tokens = $10, cost_usd = $11,
        certainty = CASE WHEN $6::bigint IS NULL THEN 'unknown' ELSE 'exact' END, ended_at = now()
@@ -88,7 +103,9 @@ export async function closeModelCall(queryable: Queryable, end: ModelCallEnd): P
 /** Calls whose owner is gone cannot be used any more; their tokens stay unknown. */
 export async function wasteOpenCalls(tx: Queryable, turnId: string, step?: number): Promise<void> {
   await tx.query(
-    `UPDATE model_calls SET outcome = 'wasted', ended_at = now()
+    `UPDATE model_calls SET outcome = 'wasted', ended_at = now(),
+       response_id = coalesce(response_id, (SELECT steps.response_id FROM steps
+         WHERE steps.turn_id = $1 AND steps.number = model_calls.step))
      WHERE turn_id = $1 AND outcome = 'open' AND ($2::int IS NULL OR step = $2)`,
     [turnId, step ?? null],
   );

@@ -120,6 +120,7 @@ function scheduleCalls(
 export interface FinishedStep {
   number: number;
   kind: "model" | "tool";
+  verdict: StepVerdict;
   items: Item[];
   output: OutputEntry[];
 }
@@ -131,16 +132,18 @@ export async function readFinishedSteps(
   const rows = await queryable.query<{
     number: number;
     kind: "model" | "tool";
+    verdict: string;
     items: string;
     output: string;
   }>(
-    `SELECT number, kind, items, output FROM steps
+    `SELECT number, kind, verdict, items, output FROM steps
      WHERE turn_id = $1 AND state = 'finished' ORDER BY number`,
     [turnId],
   );
   return rows.map((row) => ({
     number: row.number,
     kind: row.kind,
+    verdict: JSON.parse(row.verdict) as StepVerdict,
     items: JSON.parse(row.items) as Item[],
     output: JSON.parse(row.output) as OutputEntry[],
   }));

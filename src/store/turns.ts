@@ -1,12 +1,12 @@
 import type { Failure } from "../turn/failures.ts";
 import type { TurnLimits } from "../turn/limits.ts";
 import type { TurnRequest } from "../turn/request.ts";
-import type { Turn, TurnStatus, Usage } from "../turn/turn.ts";
+import type { Degradation, Turn, TurnStatus, Usage } from "../turn/turn.ts";
 import type { Queryable } from "./database.ts";
 
 const summaryColumns = `
   turns.id, turns.project_id, turns.conversation_id, turns.status, turns.admitted_on, turns.agent,
-  turns.agent_version, turns.model, turns.deadline_at, turns.run_id, turns.cancel_requested_at,
+  turns.agent_version, turns.model, turns.original_model, turns.degraded, turns.deadline_at, turns.run_id, turns.cancel_requested_at,
   turns.usage, turns.failure, turns.incomplete_reason, turns.created_at, turns.started_at,
   turns.ended_at`;
 
@@ -22,6 +22,8 @@ export interface TurnRow {
   agent: string;
   agent_version: string;
   model: string;
+  original_model: string | null;
+  degraded: Degradation | null;
   request: string;
   limits: string;
   deadline_at: Date;
@@ -50,6 +52,8 @@ function summaryFromRow(row: TurnRow): TurnSummary {
     agent: row.agent,
     agentVersion: row.agent_version,
     model: row.model,
+    originalModel: row.original_model,
+    degraded: row.degraded,
     deadlineAt: row.deadline_at,
     runId: row.run_id,
     cancelRequestedAt: row.cancel_requested_at,

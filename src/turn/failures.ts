@@ -140,6 +140,24 @@ export const failureRules = {
     "invalid_request_error",
     "The turn reached its limit of steps.",
   ),
+  token_limit: rule(
+    "incomplete",
+    200,
+    "invalid_request_error",
+    "The turn reached its limit of tokens.",
+  ),
+  cost_limit: rule(
+    "incomplete",
+    200,
+    "invalid_request_error",
+    "The turn reached its limit of cost.",
+  ),
+  no_progress: rule(
+    "incomplete",
+    200,
+    "invalid_request_error",
+    "The model made the same call with the same result again and again.",
+  ),
   deadline: rule("incomplete", 200, "invalid_request_error", "The turn reached its deadline."),
   attempts_exhausted: rule(
     "fail",

@@ -14,6 +14,12 @@ export interface TurnLimits {
   maxOutputBytes: number;
   /** Bytes of one tool's result that are handed to the model; the rest is cut, and said so. */
   maxToolResultBytes: number;
+  /** Tokens of the turn's model calls, wasted ones included; looked at between steps. */
+  maxTurnTokens: number;
+  /** US dollars, as far as the prices are known; looked at between steps. */
+  maxTurnCostUsd: number;
+  /** The same tool with the same arguments and the same result so many times is no progress. */
+  maxRepeatedCalls: number;
   /** Function calls that one answer of the model may ask for. */
   maxCallsPerStep: number;
 }
@@ -25,6 +31,9 @@ export const defaultTurnLimits: TurnLimits = {
   idleTimeoutMs: 120_000,
   maxOutputBytes: 4 * 1024 * 1024,
   maxToolResultBytes: 256 * 1024,
+  maxTurnTokens: 5_000_000,
+  maxTurnCostUsd: 10,
+  maxRepeatedCalls: 10,
   maxCallsPerStep: 32,
 };
 

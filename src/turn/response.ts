@@ -72,5 +72,8 @@ export function responseObject(turn: Turn): ResponseObject {
     store: true,
     tools: request.tools,
     usage: turn.usage,
+    ...(turn.degraded === null
+      ? {}
+      : { turnkeeper: { degraded: turn.degraded, original_model: turn.originalModel } }),
   };
 }

@@ -46,6 +46,9 @@ export interface TokenCounts {
   reasoningTokens: number;
 }
 
+/** What answered instead of the model that was asked for. */
+export type Degradation = "fallback" | "static_answer";
+
 /** A turn as it is on record. */
 export interface Turn {
   id: string;
@@ -56,8 +59,12 @@ export interface Turn {
   admittedOn: string;
   agent: string;
   agentVersion: string;
-  /** The provider's model. */
+  /** The provider's model that answers now. */
   model: string;
+  /** The model that the turn was admitted for, where a fallback has replaced it. */
+  originalModel: string | null;
+  /** The turn could not be answered as its agent means to. */
+  degraded: Degradation | null;
   request: TurnRequest;
   limits: TurnLimits;
   deadlineAt: Date;

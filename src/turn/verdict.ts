@@ -1,3 +1,4 @@
+import type { BudgetLimit } from "./budget.ts";
 import type { Failure, FailureClass } from "./failures.ts";
 import type { TerminalStatus } from "./turn.ts";
 
@@ -17,10 +18,10 @@ export function turnEnd(status: TerminalStatus, failure: Pick<Failure, "class"> 
  * What a step tells the workflow: all that Temporal's history keeps of it [5].
  * `tools`: names the tools that the next step numbers call, side by side; when they are done
  * the model is called again, or, with `thenEnd`, the turn ends because the client has calls to
- * answer. `end`: the turn has ended on record. `model`: the tool call is done.
+ * answer. With `limit` no tool is run, and the model's next call is the turn's last one. `end`: the turn has ended on record. `model`: the tool call is done.
  */
 export type StepVerdict =
-  | { next: "tools"; tools: string[]; thenEnd: boolean }
+  | { next: "tools"; tools: string[]; thenEnd: boolean; limit?: BudgetLimit }
   | ({ next: "end" } & TurnEnd)
   | { next: "model" };
 

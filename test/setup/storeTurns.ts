@@ -167,7 +167,7 @@ export async function flush(
 ): Promise<FlushOutcome["state"] | undefined> {
   const bodies = marks.map((mark) => eventBody({ type: "test.mark", mark }));
   const [outcome] = await flushEvents(database, [
-    { ...by, flush: number, bodies, nextOutputIndex: 0 },
+    { ...by, flush: number, bodies, nextOutputIndex: 0, place: null },
   ]);
   return outcome?.state;
 }

@@ -1,0 +1,54 @@
+import type { OutputEntry, TurnEvent } from "../turn/events.ts";
+import type { ToolCall } from "../turn/verdict.ts";
+
+/** The label under which responses show the tools that Turnkeeper runs itself. */
+export const serverLabel = "turnkeeper";
+
+/** A server tool's call as the stream announces it. */
+export function mcpCallItem(id: string, name: string): Record<string, unknown> {
+  return {
+    id,
+    type: "mcp_call",
+    status: "in_progress",
+    server_label: serverLabel,
+    name,
+    arguments: "",
+    output: null,
+    error: null,
+    approval_request_id: null,
+  };
+}
+
+/** Whether an announced item is a server tool's call. */
+export function isMcpCallItem(item: Record<string, unknown>): boolean {
+  return item["type"] === "mcp_call" && item["server_label"] === serverLabel;
+}
+
+/** The events that show the outcome of a server tool's call, and the item as it stays. */
+export function toolOutcomeEvents(
+  call: ToolCall,
+  outcome: { output: string; isError: boolean },
+): { events: TurnEvent[]; entry: OutputEntry } {
+  const place = { item_id: call.itemId, output_index: call.outputIndex };
+  const item = {
+    id: call.itemId,
+    type: "mcp_call",
+    status: outcome.isError ? "failed" : "completed",
+    server_label: serverLabel,
+    name: call.name,
+    arguments: call.arguments,
+    output: outcome.isError ? null : outcome.output,
+    error: outcome.isError ? outcome.output : null,
+    approval_request_id: null,
+  };
+  return {
+    events: [
+      {
+        type: outcome.isError ? "response.mcp_call.failed" : "response.mcp_call.completed",
+        ...place,
+      },
+      { type: "response.output_item.done", output_index: call.outputIndex, item },
+    ],
+    entry: { index: call.outputIndex, item },
+  };
+}

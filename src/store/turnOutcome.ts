@@ -1,0 +1,71 @@
+import type { TurnEvent } from "../turn/events.ts";
+import type { Item } from "../turn/items.ts";
+import { closeOpenItems, partialAnswers } from "../turn/openItems.ts";
+import type { TerminalStatus, Turn, Usage } from "../turn/turn.ts";
+import { one } from "./database.ts";
+import type { Queryable } from "./database.ts";
+import { readAllEvents } from "./eventLog.ts";
+import type { Fence } from "./fence.ts";
+import type { ModelCallEnd } from "./modelCalls.ts";
+import { readFinishedSteps } from "./steps.ts";
+import type { FinishedStep, StepResult } from "./steps.ts";
+
+/** The last step of a turn, which ends in the same transaction as the turn. */
+export interface LastStep {
+  fence: Fence;
+  result: StepResult;
+  modelCall: ModelCallEnd | null;
+}
+
+/** What a turn leaves behind when it ends. */
+export interface TurnOutcome {
+  items: Item[];
+  output: unknown[];
+  events: TurnEvent[];
+}
+
+/** Gathers what finished steps and, save in a completed turn, abandoned ones have produced. */
+export async function gatherOutcome(
+  tx: Queryable,
+  turn: Turn,
+  status: TerminalStatus,
+  lastStep: LastStep | undefined,
+): Promise<TurnOutcome> {
+  const isOnlyStep = lastStep?.fence.step === 1;
+  const steps: FinishedStep[] = isOnlyStep
+    ? [{ number: 1, kind: "model", ...lastStep.result }]
+    : await readFinishedSteps(tx, turn.id);
+  const left =
+    status === "completed"
+      ? { events: [], output: [] }
+      : closeOpenItems([...(await readAllEvents(tx, turn)), ...(lastStep?.result.events ?? [])]);
+  const kept = status === "failed" ? [] : partialAnswers(left);
+  const entries = [...steps.flatMap((step) => step.output), ...kept];
+  return {
+    items: [...steps.flatMap((step) => step.items), ...kept.map((entry) => entry.item as Item)],
+    output: entries.sort((left, right) => left.index - right.index).map((entry) => entry.item),
+    events: left.events,
+  };
+}
+
+/** The tokens of the turn's calls that were used; `null`: no provider said any. */
+export async function sumUsage(tx: Queryable, turnId: string): Promise<Usage | null> {
+  const row = await one(
+    tx.query<Record<"calls" | "input" | "cached" | "output" | "reasoning", number>>(
+      `SELECT count(*) AS calls, coalesce(sum(input_tokens), 0)::bigint AS input,
+         coalesce(sum(cached_tokens), 0)::bigint AS cached,
+         coalesce(sum(output_tokens), 0)::bigint AS output,
+         coalesce(sum(reasoning_tokens), 0)::bigint AS reasoning
+       FROM model_calls WHERE turn_id = $1 AND outcome = 'used' AND input_tokens IS NOT NULL`,
+      [turnId],
+    ),
+  );
+  if (row.calls === 0) return null;
+  return {
+    input_tokens: row.input,
+    input_tokens_details: { cached_tokens: row.cached },
+    output_tokens: row.output,
+    output_tokens_details: { reasoning_tokens: row.reasoning },
+    total_tokens: row.input + row.output,
+  };
+}

@@ -1,0 +1,79 @@
+import { canonicalJson } from "./canonical.ts";
+import type { Item } from "./items.ts";
+import type { TurnLimits } from "./limits.ts";
+
+/** The limits that end a turn between two steps; each is the reason of an incomplete turn. */
+export type BudgetLimit = "step_limit" | "token_limit" | "cost_limit" | "no_progress";
+
+/** What is on record of a turn before a step. */
+export interface Spending {
+  /** Of all its model calls so far, wasted ones included. */
+  tokens: number;
+  /** US dollars; calls of unknown price are not in it. */
+  costUsd: number;
+}
+
+/**
+ * The limit that a turn has reached before a model step [13], `null` while there is none. It follows
+ * from finished steps alone, so every attempt and every worker finds the same.
+ *
+ * @param items what the turn's finished steps have produced, in order.
+ */
+export function reachedLimit(
+  limits: TurnLimits,
+  spent: Spending,
+  items: readonly Item[],
+): BudgetLimit | null {
+  if (spent.tokens >= limits.maxTurnTokens) return "token_limit";
+  if (spent.costUsd >= limits.maxTurnCostUsd) return "cost_limit";
+  return mostRepeated(items) >= limits.maxRepeatedCalls ? "no_progress" : null;
+}
+
+/** How often the most frequent call was made with the same arguments and the same result. */
+function mostRepeated(items: readonly Item[]): number {
+  const calls = new Map<unknown, string>();
+  const times = new Map<string, number>();
+  for (const item of items) {
+    const callId = item["call_id"];
+    if (item.type === "function_call") calls.set(callId, callText(item));
+    if (item.type !== "function_call_output") continue;
+    const key = JSON.stringify([calls.get(callId), item["output"]]);
+    times.set(key, (times.get(key) ?? 0) + 1);
+  }
+  return Math.max(0, ...times.values());
+}
+
+function callText(call: Item): string {
+  const text = String(call["arguments"]);
+  try {
+    return `${String(call["name"])} ${canonicalJson(JSON.parse(text))}`;
+  } catch {
+    return `${String(call["name"])} ${text}`;
+  }
+}
+
+const reasons: Record<BudgetLimit, string> = {
+  step_limit: "it has taken as many steps as it may",
+  token_limit: "it has used as many tokens as it may",
+  cost_limit: "it has cost as much as it may",
+  no_progress: "the same tool was called with the same arguments and the same result repeatedly",
+};
+
+/** Tells the model that this is its last call. It goes to the model alone, not on record. */
+export function lastCallMessage(limit: BudgetLimit): Item {
+  const text = `This turn has reached its limit: ${reasons[limit]}. Call no more tools. Say in a few sentences what was done, what was found, and what is left to do.`;
+  return {
+    type: "message",
+    id: `last_call_${limit}`,
+    role: "developer",
+    content: [{ type: "input_text", text }],
+  };
+}
+
+/** What a call gets for its output that is not run because of a limit. */
+export const notRunOutput = JSON.stringify({
+  error: {
+    type: "not_run",
+    message: "The call was not run, because the turn has reached its limit of steps.",
+  },
+});

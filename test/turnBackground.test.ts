@@ -1,0 +1,268 @@
+import { afterAll, afterEach, beforeAll, expect, test } from "vitest";
+import type { TurnHandle } from "../src/turns.ts";
+import { calls, fault, gate, join, reasoning, text } from "../src/simulator/server.ts";
+import type { AnswerStep } from "../src/simulator/script.ts";
+import type { ScriptStep, SimulatedRequest } from "../src/simulator/server.ts";
+import { readModelCalls } from "../src/store/modelCalls.ts";
+import { defineTool } from "../src/tools/defineTool.ts";
+import { defineAgent } from "../src/turn/agent.ts";
+import { deploy } from "./setup/deployment.ts";
+import type { Deployment } from "./setup/deployment.ts";
+import { describeWith } from "./setup/servers.ts";
+import { ended } from "./setup/turnStream.ts";
+import type { EndedTurn } from "./setup/turnStream.ts";
+
+let effects = 0;
+
+const tools = [
+  defineTool({
+    name: "count",
+    description: "Counts its calls.",
+    parameters: { type: "object", properties: { note: { type: "string" } } },
+    handler: () => `${++effects}`,
+  }),
+];
+
+const agents = [
+  defineAgent({ name: "default", model: "gpt-test", tools: ["count"], durability: "background" }),
+  defineAgent({
+    name: "hasty",
+    model: "gpt-test",
+    durability: "background",
+    limits: { maxTurnMs: 700 },
+  }),
+];
+
+const deltas = ["One", " two", " three", " four", " five"];
+const whole = deltas.join("");
+
+const isResume = ({ path }: SimulatedRequest) => path.includes("stream=true");
+const isRetrieve = (request: SimulatedRequest) => request.method === "GET" && !isResume(request);
+
+describeWith(["postgres", "temporal"], "a turn whose responses the provider keeps", () => {
+  let deployment: Deployment;
+
+  beforeAll(async () => {
+    deployment = await deploy({ agents, tools });
+  });
+
+  afterAll(() => deployment.close());
+
+  afterEach(() => deployment.endScript());
+
+  const start = (model = "default"): Promise<TurnHandle> =>
+    deployment.turnkeeper.turns.start({ input: "Go", model });
+
+  async function run(...script: ScriptStep[]): Promise<EndedTurn> {
+    deployment.simulator.script(...script);
+    return ended(await start());
+  }
+
+  /** Scripts an answer whose stream breaks behind `after` deltas; `strike` has it break. */
+  function breaking(after: number, answer: AnswerStep) {
+    const pause = gate(after);
+    const gates = [pause, answer.options.pauseAfter ?? []].flat();
+    const options = { ...answer.options, pauseAfter: gates };
+    deployment.simulator.script(fault.reset(after, { ...answer, options }));
+    return async (turn: TurnHandle, step = 1): Promise<void> => {
+      await pause.reached;
+      await expect.poll(() => keptId(turn, step)).toMatch(/^resp_/);
+      pause.open();
+    };
+  }
+
+  /** The response that the turn could go on with, as it is on record. */
+  async function keptId(turn: TurnHandle, step = 1): Promise<string | null | undefined> {
+    const [row] = await deployment.database.query<{ response_id: string | null }>(
+      "SELECT response_id FROM steps WHERE turn_id = $1 AND number = $2",
+      [turn.id, step],
+    );
+    return row?.response_id;
+  }
+
+  async function runBroken(after: number, answer: AnswerStep): Promise<EndedTurn> {
+    const strike = breaking(after, answer);
+    const turn = await start();
+    await strike(turn);
+    return ended(turn);
+  }
+
+  const isCancelled = () =>
+    deployment.simulator.waitFor("finished", (billed) => billed.status === "cancelled");
+
+  const messagesOf = ({ accumulated }: EndedTurn) =>
+    accumulated.output.filter((item) => item.type === "message");
+
+  /** Bought once, and the ledger says so to the token [7]. */
+  async function expectPaidOnce({ turn }: EndedTurn, times = 1): Promise<void> {
+    const { bill } = deployment.simulator;
+    const ledger = await readModelCalls(deployment.database, "default", turn.id);
+    expect(bill).toHaveLength(times);
+    expect(ledger).toHaveLength(times);
+    for (const [at, call] of ledger.entries()) {
+      expect(call).toMatchObject({
+        outcome: "used",
+        certainty: "exact",
+        responseId: bill[at]?.responseId,
+        tokens: { inputTokens: bill[at]?.inputTokens, outputTokens: bill[at]?.outputTokens },
+      });
+    }
+  }
+
+  test("asks the provider to keep the response, and names the turn in its metadata", async () => {
+    const turn = await run(text("Fine."));
+    const [request] = deployment.simulator.requests;
+    expect(request?.body).toMatchObject({
+      background: true,
+      store: true,
+      stream: true,
+      metadata: { turn: turn.turn.id, step: "1" },
+    });
+    await expectPaidOnce(turn);
+  });
+
+  test("a stream that broke is resumed behind the last event on record, in the same item", async () => {
+    const pause = gate(4);
+    const strike = breaking(2, text("", { deltas, pauseAfter: pause }));
+    const turn = await start();
+    await strike(turn);
+    const resumed = await deployment.simulator.waitFor("request", isResume);
+    pause.open();
+    const end = await ended(turn);
+    expect(end).toMatchObject({ status: "completed", text: whole });
+    expect(messagesOf(end)).toHaveLength(1);
+    expect(resumed.path).toMatch(/starting_after=\d+$/);
+    await expectPaidOnce(end);
+  });
+
+  test("a response that ended meanwhile is taken: what the record lacks, and nothing twice", async () => {
+    const end = await runBroken(2, text("", { deltas }));
+    expect(end).toMatchObject({ status: "completed", text: whole });
+    expect(messagesOf(end)).toHaveLength(1);
+    expect(deployment.simulator.requests.filter(isResume)).toEqual([]);
+    await expectPaidOnce(end);
+  });
+
+  test("a response that broke before its first word is gone on with all the same", async () => {
+    const end = await runBroken(0, text("", { deltas }));
+    expect(end).toMatchObject({ status: "completed", text: whole });
+    await expectPaidOnce(end);
+  });
+
+  test("a response that is too old to be streamed is asked for until it ends", async () => {
+    const pause = gate(4);
+    const strike = breaking(2, text("", { deltas, pauseAfter: pause }));
+    const turn = await start();
+    await strike(turn);
+    const retrieved = await deployment.simulator.waitFor("request", isRetrieve);
+    deployment.simulator.expireStream(retrieved.path.split("/").at(-1) ?? "");
+    await deployment.simulator.waitFor("request", isResume);
+    pause.open();
+    const end = await ended(turn);
+    expect(end).toMatchObject({ status: "completed", text: whole });
+    expect(messagesOf(end)).toHaveLength(1);
+    await expectPaidOnce(end);
+  });
+
+  test("a response that is gone is bought again; its text is closed as incomplete", async () => {
+    const strike = breaking(2, text("", { deltas, pauseAfter: gate(4) }));
+    deployment.simulator.script(text("", { deltas }));
+    const turn = await start();
+    await firstDelta(turn);
+    const id = await keptId(turn);
+    await strike(turn);
+    await fetch(`${deployment.simulator.baseUrl}/responses/${id}`, {
+      method: "DELETE",
+      headers: { authorization: "Bearer any" },
+    });
+    const end = await ended(turn);
+    expect(end).toMatchObject({ status: "completed", text: whole });
+    expect(messagesOf(end).map((item) => item.status)).toEqual(["incomplete", "completed"]);
+    const ledger = await readModelCalls(deployment.database, "default", turn.id);
+    expect(ledger.map((call) => call.outcome)).toEqual(["wasted", "used"]);
+    expect(ledger.map((call) => call.responseId)).toEqual(
+      deployment.simulator.bill.map((call) => call.responseId),
+    );
+  });
+
+  test("a response other than its stream began is shown anew, and not bought again", async () => {
+    const strange = {
+      type: "response.output_text.delta",
+      sequence_number: 4,
+      item_id: "msg",
+      output_index: 0,
+      content_index: 0,
+      delta: "STRANGE",
+    };
+    const frame = `event: ${strange.type}\ndata: ${JSON.stringify(strange)}\n\n`;
+    const end = await runBroken(2, fault.inject(1, frame, text("", { deltas })));
+    expect(end).toMatchObject({ status: "completed", text: whole });
+    expect(messagesOf(end).map((item) => item.status)).toEqual(["incomplete", "completed"]);
+    await expectPaidOnce(end);
+  });
+
+  test.each([0, 1, 2, 3, 5, 8])(
+    "reasoning, text and a tool's call that break after %i deltas come out whole, and once",
+    async (after) => {
+      effects = 0;
+      const asked = calls([{ name: "count", arguments: { note: "a longer argument" } }]);
+      const strikes = [
+        breaking(after, join(reasoning("First think"), text("I count."), asked)),
+        breaking(after, text("Counted it once and for all, be sure of that.")),
+      ];
+      const turn = await start();
+      await strikes[0]?.(turn, 1);
+      await strikes[1]?.(turn, 3);
+      const end = await ended(turn);
+      expect(end.status).toBe("completed");
+      expect(end.text).toBe("I count.Counted it once and for all, be sure of that.");
+      expect(effects).toBe(1);
+      const types = (end.response.output as { type: string }[]).map(({ type }) => type);
+      expect(types).toEqual(["reasoning", "message", "mcp_call", "message"]);
+      await expectPaidOnce(end, 2);
+    },
+  );
+
+  test("a failed response is not gone on with: the call is made again", async () => {
+    const end = await run(fault.failed(2, "server_error"), text("", { deltas }));
+    expect(end).toMatchObject({ status: "completed", text: whole });
+    const ledger = await readModelCalls(deployment.database, "default", end.turn.id);
+    expect(ledger.map((call) => call.outcome)).toEqual(["wasted", "used"]);
+  });
+
+  test("cancelling the turn cancels the response at the provider", async () => {
+    const pause = gate(2);
+    deployment.simulator.script(text("", { deltas, pauseAfter: pause }));
+    const turn = await start();
+    await pause.reached;
+    await firstDelta(turn);
+    await turn.cancel();
+    await isCancelled();
+    const end = await ended(turn);
+    expect(end).toMatchObject({ status: "cancelled", text: "One two" });
+  });
+
+  test("a deadline cancels the response at the provider", async () => {
+    deployment.simulator.script(text("", { deltas, pauseAfter: gate(2) }));
+    const turn = await start("hasty");
+    await isCancelled();
+    expect(await ended(turn)).toMatchObject({ status: "incomplete", text: "One two" });
+  });
+
+  test("a turn that is ended while it waits to go on cancels the response too", async () => {
+    const strike = breaking(2, text("", { deltas, pauseAfter: gate(4) }));
+    const turn = await start();
+    await strike(turn);
+    await deployment.simulator.waitFor("closed");
+    await deployment.temporal.workflow.getHandle(turn.id).cancel();
+    await isCancelled();
+    expect((await ended(turn)).status).toBe("cancelled");
+  });
+});
+
+async function firstDelta(turn: TurnHandle): Promise<unknown> {
+  for await (const event of turn.events()) {
+    if (event.type === "response.output_text.delta") return event["delta"];
+  }
+  return null;
+}

@@ -1,0 +1,147 @@
+import { afterAll, afterEach, beforeAll, expect, test } from "vitest";
+import { calls, text } from "../src/simulator/server.ts";
+import type { ScriptStep } from "../src/simulator/server.ts";
+import { defineTool } from "../src/tools/defineTool.ts";
+import { defineAgent } from "../src/turn/agent.ts";
+import type { TurnLimits } from "../src/turn/limits.ts";
+import { deploy } from "./setup/deployment.ts";
+import type { Deployment } from "./setup/deployment.ts";
+import { describeWith } from "./setup/servers.ts";
+import { ended } from "./setup/turnStream.ts";
+import type { EndedTurn } from "./setup/turnStream.ts";
+
+let counted = 0;
+
+const tools = [
+  defineTool({
+    name: "echo",
+    description: "Says the same every time.",
+    parameters: { type: "object", properties: { word: { type: "string" } } },
+    handler: ({ word }) => String(word),
+  }),
+  defineTool({
+    name: "count",
+    description: "Says something else every time.",
+    parameters: { type: "object", properties: {} },
+    handler: () => String(++counted),
+  }),
+];
+
+const agent = (name: string, limits: Partial<TurnLimits>) =>
+  defineAgent({ name, model: "gpt-6.1-terra", tools: ["echo", "count"], limits });
+
+const agents = [
+  agent("three_steps", { maxSteps: 3 }),
+  agent("one_step", { maxSteps: 1 }),
+  agent("two_calls", { maxCallsPerStep: 2 }),
+  agent("few_tokens", { maxTurnTokens: 500 }),
+  agent("cheap", { maxTurnCostUsd: 0.001 }),
+  agent("impatient", { maxRepeatedCalls: 3 }),
+];
+
+const report = "So far so good; the rest is left.";
+const echo = (word = "hi") => calls([{ name: "echo", arguments: { word } }]);
+const count = () => calls([{ name: "count", arguments: {} }]);
+
+describeWith(["postgres", "temporal"], "a turn that reaches a limit", () => {
+  let deployment: Deployment;
+
+  beforeAll(async () => {
+    deployment = await deploy({ agents, tools });
+  });
+
+  afterAll(() => deployment.close());
+
+  afterEach(() => deployment.endScript());
+
+  async function run(model: string, ...script: ScriptStep[]): Promise<EndedTurn> {
+    deployment.simulator.script(...script);
+    return ended(await deployment.turnkeeper.turns.start({ input: "Go", model }));
+  }
+
+  /** The model has said where it stands, without tools, and the turn says why it ended. */
+  function expectLastWord(turn: EndedTurn, reason: string): void {
+    expect(turn).toMatchObject({ status: "incomplete", text: report });
+    expect(turn.response["incomplete_details"]).toEqual({ reason });
+    const last = deployment.simulator.requests.at(-1);
+    expect(last?.body).toMatchObject({ tool_choice: "none" });
+    expect(last?.items.at(-1)).toMatchObject({ type: "message", role: "developer" });
+  }
+
+  const outputsSent = () =>
+    (deployment.simulator.requests.at(-1)?.items ?? []).flatMap((item) =>
+      item.type === "function_call_output" ? [item.output] : [],
+    );
+
+  test("of steps: calls that it may not run any more are answered as not run", async () => {
+    const turn = await run("three_steps", echo(), echo(), text(report));
+    expectLastWord(turn, "step_limit");
+    expect(turn.response.output).toMatchObject([
+      { type: "mcp_call", status: "completed", output: "hi" },
+      { type: "mcp_call", status: "failed" },
+      { type: "message" },
+    ]);
+    expect(outputsSent()).toEqual(["hi", expect.stringContaining("not_run")]);
+  });
+
+  test("of one step gets one more call to say so", async () => {
+    expectLastWord(await run("one_step", echo(), text(report)), "step_limit");
+  });
+
+  test("of calls in one answer runs none of them", async () => {
+    const before = counted;
+    const call = { name: "count", arguments: {} };
+    expectLastWord(await run("two_calls", calls([call, call, call]), text(report)), "step_limit");
+    expect(counted).toBe(before);
+  });
+
+  test("of tokens", async () => {
+    const costly = { usage: { inputTokens: 400, outputTokens: 101 } };
+    const asked = calls([{ name: "count", arguments: {} }], costly);
+    expectLastWord(await run("few_tokens", asked, text(report)), "token_limit");
+  });
+
+  test("below its limit of tokens goes on", async () => {
+    const cheap = { usage: { inputTokens: 200, outputTokens: 100 } };
+    const asked = calls([{ name: "count", arguments: {} }], cheap);
+    const turn = await run("few_tokens", asked, text("Done."));
+    expect(turn).toMatchObject({ status: "completed", text: "Done." });
+  });
+
+  test("of cost", async () => {
+    const costly = { usage: { inputTokens: 1_000, outputTokens: 100 } };
+    const asked = calls([{ name: "count", arguments: {} }], costly);
+    expectLastWord(await run("cheap", asked, text(report)), "cost_limit");
+  });
+
+  test("of calls that bring nothing new", async () => {
+    const spelled = calls([{ name: "echo", arguments: '{ "word" :"hi"}' }]);
+    expectLastWord(
+      await run("impatient", echo(), spelled, echo("ho"), echo(), text(report)),
+      "no_progress",
+    );
+  });
+
+  test("calls with other results are progress", async () => {
+    const turn = await run("impatient", count(), count(), count(), count(), text("Done."));
+    expect(turn).toMatchObject({ status: "completed", text: "Done." });
+  });
+
+  test("a last call that asks for tools all the same ends the turn", async () => {
+    const turn = await run("one_step", echo(), echo());
+    expect(turn.status).toBe("incomplete");
+    expect(turn.response["incomplete_details"]).toEqual({ reason: "step_limit" });
+    expect(turn.response.output).toMatchObject([{ type: "mcp_call", status: "failed" }]);
+  });
+
+  test("the next turn of the conversation goes on from there, all pairs whole", async () => {
+    const first = await run("three_steps", echo(), echo(), text(report));
+    deployment.simulator.script(text("On we go."));
+    const next = await deployment.turnkeeper.turns.start({
+      input: "And?",
+      conversation: first.turn.conversationId,
+      model: "impatient",
+    });
+    expect(await ended(next)).toMatchObject({ status: "completed", text: "On we go." });
+  });
+});
