@@ -8,5 +8,7 @@ export default defineConfig({
     maxWorkers: 2,
     testTimeout: 30_000,
     hookTimeout: 60_000,
+    // A guard against hanging, as the others are; the default of 1 s is a measurement.
+    expect: { poll: { timeout: 20_000 } },
   },
 });

@@ -7,6 +7,7 @@ import type { Logger } from "pino";
 import { createAgentReader } from "./activities/agentReader.ts";
 import { createTurnActivities } from "./activities/index.ts";
 import { HeadStarts } from "./activities/headStarts.ts";
+import { OfferedTurns } from "./activities/offeredTurns.ts";
 import type { Parts } from "./activities/parts.ts";
 import { createResponseCanceller } from "./activities/cancelResponse.ts";
 import { RunningTurns } from "./activities/runningTurns.ts";
@@ -17,7 +18,7 @@ import type { Engine } from "./engine.ts";
 import { createGrants } from "./grants.ts";
 import type { EventHub } from "./events/hub.ts";
 import { Announcer } from "./events/announcer.ts";
-import { EventWriter } from "./events/writer.ts";
+import { defaultEventWriterSettings, EventWriter } from "./events/writer.ts";
 import { Janitor } from "./janitor.ts";
 import type { JanitorSettings } from "./janitor.ts";
 import type { ModelEndpoint } from "./responses/call.ts";
@@ -88,6 +89,13 @@ const maxHeartbeatThrottleIntervalMs = 1_000;
 /** A dead worker's workflow tasks are taken over after this long; Temporal's default is 10 s. */
 const stickyTimeoutMs = 1_000;
 
+/**
+ * Where readers are in the same process a write costs nobody another read, so there can be more of
+ * them. See docs/decisions/0009-ticks.md.
+ */
+const apart = defaultEventWriterSettings;
+const together = { ...defaultEventWriterSettings, tickMs: 4 };
+
 /** Evaluated once per worker instead of once per workflow; these keep no state of a workflow. */
 export const preloadModules = ["@temporalio/common"];
 
@@ -134,19 +142,24 @@ export async function createWorker(options: TurnWorkerOptions): Promise<TurnWork
     stickyQueueScheduleToStartTimeout: stickyTimeoutMs,
     shutdownGraceTime: options.shutdownGraceMs,
   });
+  const offeredTurns = new OfferedTurns(parts, headStarts, options.taskQueue);
   const janitor = new Janitor({ ...parts, engine }, options.janitor);
   let isStopped = false;
   return {
     engine,
     headStart: (turn, tell) => headStarts.begin(turn, tell),
     async run() {
-      if (!isStopped) janitor.start();
+      if (!isStopped) {
+        janitor.start();
+        offeredTurns.start();
+      }
       try {
         const running = worker.run();
         // What was asked for before it ran; only a worker that runs can be let go of.
         if (isStopped) worker.shutdown();
         await running;
       } finally {
+        await offeredTurns.close();
         await headStarts.close(options.shutdownGraceMs);
         await janitor.close();
         await parts.runningTurns.close();
@@ -170,7 +183,7 @@ async function openParts(
   const announce: Parts["announce"] = (turnId, events) => announcer.announce(turnId, events);
   return {
     database,
-    writer: new EventWriter(database, announce),
+    writer: new EventWriter(database, announce, hub === undefined ? apart : together),
     endpoint,
     tools,
     agents: createAgentReader(database),

@@ -24,7 +24,8 @@ interface HeadStart {
   fence: Fence;
   /** Aborts when the step has to be left to an attempt of the workflow's activity. */
   takenBack: AbortController;
-  verdict: Promise<StepVerdict>;
+  /** `null`: the workflow's activity was faster. */
+  verdict: Promise<StepVerdict | null>;
 }
 
 /**
@@ -49,6 +50,10 @@ export class HeadStarts {
     this.#maxRunning = maxRunning;
   }
 
+  get hasRoom(): boolean {
+    return !this.#isClosing && this.#running.size < this.#maxRunning;
+  }
+
   /**
    * Begins the first step of a turn that was just admitted, unless there is too much to do.
    *
@@ -57,14 +62,14 @@ export class HeadStarts {
    * @returns whether it began; `tell` was not called if not.
    */
   begin(turn: Turn, tell: () => Promise<void>): boolean {
-    if (this.#isClosing || this.#running.size >= this.#maxRunning) return false;
+    if (!this.hasRoom || this.#running.has(turn.id)) return false;
     const fence = { turnId: turn.id, step: 1, runId: headStartRunId(), attempt: 1 };
     const takenBack = new AbortController();
     const verdict = this.#run(fence, takenBack.signal);
     const headStart = { fence, takenBack, verdict };
     this.#running.set(turn.id, headStart);
     const ended = verdict.then(
-      () => this.#finished.set(turn.id, headStart),
+      (outcome) => outcome !== null && this.#finished.set(turn.id, headStart),
       (error: unknown) => this.#fail(headStart, error),
     );
     void Promise.all([ended, tell()]).finally(() => this.#running.delete(turn.id));
@@ -73,8 +78,8 @@ export class HeadStarts {
   }
 
   /**
-   * Joins the head start of the attempt's turn, so that the step runs once; `null` where none runs
-   * here. When `cancellationSignal` aborts, the head start ends as the attempt would have to.
+   * Joins the head start of the attempt's turn, so that the step runs once; `null` where none has
+   * its step here. When `cancellationSignal` aborts, the head start ends as the attempt would have to.
    */
   async join(fence: Fence, cancellationSignal: AbortSignal): Promise<StepVerdict | null> {
     if (fence.step !== 1) return null;
@@ -86,7 +91,7 @@ export class HeadStarts {
     cancellationSignal.addEventListener("abort", takeBack);
     if (cancellationSignal.aborted) takeBack();
     try {
-      const hasEnded = finished !== undefined && (await finished.verdict).next === "end";
+      const hasEnded = finished !== undefined && (await finished.verdict)?.next === "end";
       if (!hasEnded) await adoptHeadStart(this.#parts.database, headStart.fence, fence.runId);
       // An attempt exists, so Temporal knows the turn, whatever the telling of it has come to.
       return await headStart.verdict.finally(() => this.#running.delete(turnId));
@@ -109,12 +114,12 @@ export class HeadStarts {
     for (const headStart of this.#failed.values()) this.#abandon(headStart);
   }
 
-  async #run(fence: Fence, takenBack: AbortSignal): Promise<StepVerdict> {
+  async #run(fence: Fence, takenBack: AbortSignal): Promise<StepVerdict | null> {
     const { database, currentRun } = this.#parts;
     const claim = { fence, token: crypto.randomUUID(), kind: "model" } as const;
     const claimed = await claimStep(database, claim, currentRun);
     if (claimed.outcome === "recorded") return claimed.verdict;
-    if (claimed.outcome !== "claimed") throw new Error("The workflow was faster.");
+    if (claimed.outcome !== "claimed") return null;
     return runModelStep(this.#parts, fence, claimed, takenBack);
   }
 

@@ -15,7 +15,7 @@ import { StepStopped } from "./runningTurns.ts";
 const heartbeatEveryMs = 1_000;
 
 /** How often an attempt looks whether another process's head start has ended. */
-const headStartLookMs = 500;
+const headStartLookMs = 1_000;
 
 /** The fence of the step that this activity attempt works on [3]. */
 export function currentFence(step: number): Fence {

@@ -3,6 +3,7 @@ import type { Config } from "../config.ts";
 import { createEngine, findSearchAttributes } from "../engine.ts";
 import { EventHub } from "../events/hub.ts";
 import { startGateway } from "../gateway/gateway.ts";
+import { Offers } from "../offers.ts";
 import { connectLazily } from "../temporal.ts";
 import { createLog, openDatabase, shutdownSignal } from "./parts.ts";
 import { waitFor } from "./waiting.ts";
@@ -26,9 +27,11 @@ export async function runGateway(config: Config): Promise<void> {
     searchAttributes,
   });
   const hub = await EventHub.open(database);
+  const offers = new Offers(database, config.taskQueue);
+  const { headStart } = offers;
   const gateway = await startGateway({
     database,
-    turnkeeper: new Turnkeeper({ database, hub, engine }, "default"),
+    turnkeeper: new Turnkeeper({ database, hub, engine, headStart }, "default"),
     engine,
     host: config.host,
     port: config.port,
@@ -41,6 +44,7 @@ export async function runGateway(config: Config): Promise<void> {
     signal.addEventListener("abort", () => resolve());
   });
   await gateway.close();
+  offers.close();
   await hub.close();
   await connection.close();
   await database.close();

@@ -42,8 +42,11 @@ export interface Subscription {
   close(): Promise<void>;
 }
 
-/** `turnkeeper_events`: something was written. `turnkeeper_cancels`: the payload is a turn id. */
-export type Channel = "turnkeeper_events" | "turnkeeper_cancels";
+/**
+ * `turnkeeper_events`: something was written. `turnkeeper_cancels`, and a worker's own channel for
+ * offers: the payload is a turn id.
+ */
+export type Channel = "turnkeeper_events" | "turnkeeper_cancels" | `turnkeeper_worker_${string}`;
 
 /** The database is down, restarting or out of reach; the same call may succeed later. */
 export class StoreUnavailable extends Error {

@@ -1,0 +1,47 @@
+import type { Database } from "./store/database.ts";
+import { listWorkersWithRoom, offerChannel } from "./store/workers.ts";
+import type { HeadStart } from "./turns.ts";
+
+const refreshMs = 1_000;
+
+/**
+ * Head starts for a process that is no worker: each new turn is offered to one of the workers that
+ * live, which begins its first step while Temporal is being told. An offer that is lost costs nothing:
+ * the workflow's activity comes all the same.
+ */
+export class Offers {
+  readonly #database: Database;
+  readonly #taskQueue: string;
+  readonly #timer: NodeJS.Timeout;
+  /** Resolves when the workers are known. */
+  readonly ready: Promise<void>;
+  #workers: string[] = [];
+  #next = 0;
+
+  constructor(database: Database, taskQueue: string) {
+    this.#database = database;
+    this.#taskQueue = taskQueue;
+    this.#timer = setInterval(() => void this.#refresh(), refreshMs);
+    this.ready = this.#refresh();
+  }
+
+  readonly headStart: HeadStart = (turn, tell) => {
+    const worker = this.#workers[this.#next++ % Math.max(1, this.#workers.length)];
+    if (worker === undefined) return false;
+    void tell();
+    this.#database.notify(offerChannel(worker), turn.id).catch(() => {});
+    return true;
+  };
+
+  close(): void {
+    clearInterval(this.#timer);
+  }
+
+  async #refresh(): Promise<void> {
+    try {
+      this.#workers = await listWorkersWithRoom(this.#database, this.#taskQueue);
+    } catch {
+      // While the database is away no turn is admitted either.
+    }
+  }
+}
