@@ -17,6 +17,12 @@ function leadsElsewhere(failureClass: FailureClass): boolean {
 
 const defaultAfterFailures = 2;
 
+/** The second of these calls went without reasoning items; a third would be the same again. */
+function isInVain(failed: readonly FailedCall[], cause: Failure): boolean {
+  const alike = failed.filter((call) => call.class === cause.class);
+  return cause.class === "item_not_found" && alike.length > 1;
+}
+
 /** A failed call on record. */
 export interface FailedCall {
   model: string;
@@ -52,7 +58,7 @@ export function nextTry(
     fallback === undefined
       ? turn.limits.maxAttemptsPerStep
       : (fallback.afterFailures ?? defaultAfterFailures);
-  const isRetried = failureRules[cause.class].action === "retry";
+  const isRetried = failureRules[cause.class].action === "retry" && !isInVain(failed, cause);
   if (isRetried && failures < maxFailures) return { next: "same_model", failures };
   if (fallback !== undefined) return { next: "fallback", model: fallback.model };
   return { next: agent.staticAnswer === null ? "fail" : "static_answer" };
