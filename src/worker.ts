@@ -7,6 +7,7 @@ import type { Logger } from "pino";
 import { createAgentReader } from "./activities/agentReader.ts";
 import { createTurnActivities } from "./activities/index.ts";
 import { HeadStarts } from "./activities/headStarts.ts";
+import { ModelPauses } from "./activities/modelPauses.ts";
 import { OfferedTurns } from "./activities/offeredTurns.ts";
 import type { Parts } from "./activities/parts.ts";
 import { createResponseCanceller } from "./activities/cancelResponse.ts";
@@ -188,6 +189,7 @@ async function openParts(
     tools,
     agents: createAgentReader(database),
     runningTurns: await RunningTurns.open(database),
+    modelPauses: new ModelPauses(),
     currentRun: async (turnId) => (await engine.currentRun(turnId))?.runId ?? null,
     startGranted: createGrants(database, engine, log),
     cancelResponse: createResponseCanceller(database, endpoint, log),

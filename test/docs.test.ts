@@ -4,6 +4,7 @@ import { fileURLToPath } from "node:url";
 import { describe, expect, test } from "vitest";
 import { environment } from "../src/config.ts";
 import { failureRules, refusalRules } from "../src/turn/failures.ts";
+import { readWireSamples } from "./setup/wireSamples.ts";
 
 const checkout = fileURLToPath(new URL("..", import.meta.url));
 
@@ -89,6 +90,12 @@ describe("tables of the documentation", () => {
     ]);
     expect(rows.map((row) => row.slice(0, 3))).toEqual(real);
   });
+});
+
+test("failures.md lists the provider's reasons for an incomplete response", () => {
+  const rows = table("docs/failures.md", ["reason", "the provider's meaning"]);
+  const sampled = readWireSamples().flatMap(({ incomplete }) => incomplete ?? []);
+  expect(rows.map(([reason]) => reason)).toEqual(sampled);
 });
 
 describe.each(documents)("%s", (path) => {

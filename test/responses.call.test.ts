@@ -129,12 +129,12 @@ describe("a call to the simulator", () => {
     expect(included).toEqual([wanted, undefined, undefined, wanted]);
   });
 
-  it("takes broken encrypted content for an invalid request, not for a model without it", async () => {
+  it("tells broken encrypted content from a model that has none", async () => {
     const message = "The encrypted content for item rs_1 could not be verified.";
     const body = apiError(message, "invalid_request_error", "invalid_encrypted_content");
     simulator.script(fault.status(400, { body }));
     const { failure } = await outcomeOf(endpoint);
-    expect(failure).toMatchObject({ class: "invalid_request", code: "invalid_encrypted_content" });
+    expect(failure).toMatchObject({ class: "item_not_found", code: "invalid_encrypted_content" });
     expect(simulator.requests).toHaveLength(1);
   });
 

@@ -3,7 +3,7 @@ import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { classifyFailure, classifyProviderError } from "../src/responses/failures.ts";
 import { redactSecrets } from "../src/responses/redaction.ts";
-import { readRetryAfterMs } from "../src/responses/retryAfter.ts";
+import { readResetMs, readRetryAfterMs, readSaidDelayMs } from "../src/responses/retryAfter.ts";
 import { StepFailure, failure, failureRules } from "../src/turn/failures.ts";
 import type { FailureClass } from "../src/turn/failures.ts";
 
@@ -58,7 +58,8 @@ describe("HTTP errors", () => {
     [400, "context_length_exceeded", "invalid_request_error", "context_overflow"],
     [400, "content_policy_violation", "invalid_request_error", "content_refused"],
     [400, "content_filter", null, "content_refused"],
-    [400, "previous_response_not_found", "invalid_request_error", "invalid_request"],
+    [400, "previous_response_not_found", "invalid_request_error", "previous_response_not_found"],
+    [400, "invalid_encrypted_content", "invalid_request_error", "item_not_found"],
     [400, null, "exceed_context_size_error", "context_overflow"],
     [529, null, "overloaded_error", "overloaded"],
   ] as const)("%i with code %s and type %s is %s", (status, code, type, expected) => {
@@ -70,7 +71,8 @@ describe("HTTP errors", () => {
     [400, "the request exceeds the available context size", "context_overflow"],
     [404, "The model `x` does not exist.", "model_not_found"],
     [404, 'model "x" not found, try pulling it first', "model_not_found"],
-    [404, "Item with id 'rs_1' not found.", "invalid_request"],
+    [404, "Item with id 'rs_1' not found.", "item_not_found"],
+    [404, "Response with id 'resp_1' not found.", "previous_response_not_found"],
     [
       429,
       "Request too large for gpt-x on tokens per min (TPM): Limit 1, Requested 2",
@@ -115,6 +117,25 @@ describe("HTTP errors", () => {
       retryAfterMs: 7_000,
       requestId: "req_1",
     });
+  });
+
+  it.each([
+    ["insufficient_quota", "The account's quota is used up."],
+    ["credit_balance_exhausted", "The account's prepaid credit is used up."],
+    ["organization_spend_limit_exceeded", "The organization's spend limit is used up."],
+    ["project_spend_limit_exceeded", "The project's spend limit is used up."],
+    ["organization_usage_limit_exceeded", "The organization's usage limit is used up."],
+    ["billing_hard_limit_reached", "The account's hard billing limit is used up."],
+    ["budget_exceeded", "The proxy's budget is used up."],
+  ])("say which limit is used up: %s", (code, sentence) => {
+    const found = classifyFailure(httpError(429, { message: "No more.", code }));
+    expect(found).toMatchObject({ class: "quota_exhausted", message: `${sentence} No more.` });
+  });
+
+  it("take the resets of rate limits for a delay where a rate limit was met, and nowhere else", () => {
+    const headers = { "x-ratelimit-reset-tokens": "6m0s" };
+    expect(classifyFailure(httpError(429, undefined, headers)).retryAfterMs).toBe(360_000);
+    expect(classifyFailure(httpError(500, undefined, headers))).not.toHaveProperty("retryAfterMs");
   });
 
   it("carry no delay where nothing is tried again", () => {
@@ -174,7 +195,6 @@ describe("errors that are no HTTP answer", () => {
 
 describe("the delay before the next try", () => {
   const now = new Date("2026-11-03T12:00:00Z");
-  const delay = (headers: Record<string, string>) => readRetryAfterMs(new Headers(headers), now);
 
   it.each<[Record<string, string>, number | undefined]>([
     [{}, undefined],
@@ -186,7 +206,15 @@ describe("the delay before the next try", () => {
     [{ "retry-after": "soon" }, undefined],
     [{ "retry-after-ms": "150", "retry-after": "30" }, 150],
     [{ "retry-after-ms": "x", "retry-after": "30" }, 30_000],
+    [{ "retry-after": "99999999999" }, 86_400_000],
+  ])("asked for by %j is %s ms", (headers, expected) => {
+    expect(readRetryAfterMs(new Headers(headers), now)).toBe(expected);
+  });
+
+  it.each<[Record<string, string>, number | undefined]>([
+    [{}, undefined],
     [{ "x-ratelimit-reset-requests": "1s" }, 1_000],
+    [{ "x-ratelimit-reset-requests": "20" }, 20_000],
     [{ "x-ratelimit-reset-tokens": "6m0s" }, 360_000],
     [{ "x-ratelimit-reset-requests": "20ms", "x-ratelimit-reset-tokens": "1h2m3.5s" }, 3_723_500],
     [
@@ -198,20 +226,38 @@ describe("the delay before the next try", () => {
       },
       20,
     ],
-    [{ "retry-after": "2", "x-ratelimit-reset-tokens": "6m0s" }, 2_000],
     [{ "x-ratelimit-reset-tokens": "6m0" }, undefined],
-    [{ "retry-after": "99999999999" }, 86_400_000],
-  ])("of %j is %s ms", (headers, expected) => {
-    expect(delay(headers)).toBe(expected);
+  ])("until the reset of %j is %s ms", (headers, expected) => {
+    expect(readResetMs(new Headers(headers))).toBe(expected);
   });
 
-  it("is a whole number between zero and a day, or unknown, whatever the headers say", () => {
+  it.each<[string, number | undefined]>([
+    ["Rate limit reached. Please try again in 1.5s. Visit us.", 1_500],
+    ["Please try again in 6ms.", 6],
+    ["Please try again in 1m26.4s.", 86_400],
+    ["Please retry after 20 seconds.", 20_000],
+    ["Please retry after 1 second.", 1_000],
+    ["Please try again in a moment.", undefined],
+    ["Please try again in 5 minutes.", undefined],
+    ["Please try again later.", undefined],
+    ["", undefined],
+  ])("said in %j is %s ms", (message, expected) => {
+    expect(readSaidDelayMs(message)).toBe(expected);
+  });
+
+  it("is a whole number between zero and a day, or unknown, whatever is said", () => {
     const values = fc.oneof(fc.double().map(String), fc.stringMatching(/^[\dhms., -]{0,20}$/));
     fc.assert(
-      fc.property(values, values, (retryAfter, reset) => {
-        const found = delay({ "retry-after": retryAfter, "x-ratelimit-reset-tokens": reset });
-        if (found === undefined) return;
-        expect(Number.isInteger(found) && found >= 0 && found <= 86_400_000).toBe(true);
+      fc.property(values, values, (asked, reset) => {
+        const headers = new Headers({ "retry-after": asked, "x-ratelimit-reset-tokens": reset });
+        const found = [
+          readRetryAfterMs(headers, now),
+          readResetMs(headers),
+          readSaidDelayMs(`Please try again in ${reset}.`),
+        ];
+        for (const delayMs of found.filter((each) => each !== undefined)) {
+          expect(Number.isInteger(delayMs) && delayMs >= 0 && delayMs <= 86_400_000).toBe(true);
+        }
       }),
     );
   });

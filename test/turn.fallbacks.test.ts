@@ -66,6 +66,28 @@ describe("what follows a failed call", () => {
   });
 });
 
+test("an item that the provider does not have is tried once more, whatever failed before", () => {
+  const turn = { model: "first", originalModel: null, limits };
+  const cause = failure("item_not_found");
+  const next = (fallbacks: object[], ...failed: FailureClass[]) =>
+    nextTry(
+      defineAgent({ name: "agent", model: "first", fallbacks: fallbacks as never }),
+      turn,
+      failed.map((each) => ({ model: "first", class: each })),
+      cause,
+    );
+  expect(next([], "overloaded", "overloaded", "item_not_found")).toMatchObject({
+    next: "same_model",
+  });
+  expect(next([], "item_not_found", "item_not_found")).toEqual({ next: "fail" });
+  expect(next([{ model: "second", afterFailures: 4 }], "item_not_found", "item_not_found")).toEqual(
+    {
+      next: "fallback",
+      model: "second",
+    },
+  );
+});
+
 describe("a definition of fallbacks", () => {
   const define = (fallbacks: object[]) => () =>
     defineAgent({ name: "agent", model: "first", fallbacks: fallbacks as never });

@@ -230,6 +230,47 @@ describeWith(["postgres", "temporal"], "a turn whose responses the provider keep
     expect(ledger.map((call) => call.outcome)).toEqual(["wasted", "used"]);
   });
 
+  /** Starts a turn whose response has begun and stays open until somebody else ends it. */
+  async function startKept(): Promise<{ turn: TurnHandle; url: string }> {
+    const pause = gate(2);
+    deployment.simulator.script(text("", { deltas, pauseAfter: pause }));
+    const turn = await start();
+    await pause.reached;
+    await expect.poll(() => keptId(turn)).toMatch(/^resp_/);
+    return { turn, url: `${deployment.simulator.baseUrl}/responses/${await keptId(turn)}` };
+  }
+
+  const ask = async (method: string, url: string) => {
+    const headers = { authorization: "Bearer sk-simulated" };
+    expect((await fetch(url, { method, headers })).status).toBe(200);
+  };
+
+  test("a response that was cancelled at the provider is not gone on with either", async () => {
+    const { turn, url } = await startKept();
+    deployment.simulator.script(text("Anew."));
+    await ask("POST", `${url}/cancel`);
+    const end = await ended(turn);
+    expect(end).toMatchObject({ status: "completed", text: "Anew." });
+    const ledger = await readModelCalls(deployment.database, "default", turn.id);
+    expect(ledger.map((call) => call.failureClass)).toEqual(["response_cancelled", null]);
+  });
+
+  test("a call in the place of a lost response waits for its model's rate limit", async () => {
+    const { turn, url } = await startKept();
+    deployment.simulator.script(fault.rateLimit({ ms: 1_500 }));
+    const limited = await start();
+    const callsOf = ({ id }: TurnHandle) => readModelCalls(deployment.database, "default", id);
+    await expect.poll(async () => (await callsOf(limited))[0]?.failureClass).toBe("rate_limited");
+    deployment.simulator.script(text("Anew."), text("Anew."));
+    await ask("DELETE", url);
+    for (const each of [turn, limited]) {
+      expect(await ended(each)).toMatchObject({ status: "completed", text: "Anew." });
+    }
+    expect((await callsOf(turn)).map((call) => call.outcome)).toEqual(["wasted", "used"]);
+    const rows = [...(await callsOf(turn)), ...(await callsOf(limited))];
+    expect(rows).toHaveLength(deployment.simulator.bill.length);
+  });
+
   test("cancelling the turn cancels the response at the provider", async () => {
     const pause = gate(2);
     deployment.simulator.script(text("", { deltas, pauseAfter: pause }));

@@ -27,6 +27,11 @@ const sorry = "Nobody can answer now. Please try again in an hour.";
 
 const agents = [
   defineAgent({ name: "default", model: "gpt-first", tools: ["echo"], fallbacks }),
+  defineAgent({
+    name: "limited",
+    model: "gpt-limited",
+    fallbacks: [{ model: "gpt-second", afterFailures: 1 }],
+  }),
   defineAgent({ name: "patient", model: "gpt-first", fallbacks: [{ model: "gpt-second" }] }),
   defineAgent({
     name: "always",
@@ -118,6 +123,14 @@ describeWith(["postgres", "temporal"], "a turn whose model fails", () => {
     const ledger = await readModelCalls(deployment.database, "default", turn.turn.id);
     expect(ledger.map((call) => call.outcome)).toEqual(["wasted", "wasted"]);
     expect(turn.response["usage"]).toBeNull();
+  });
+
+  test("that others have found limited for long is not waited for", async () => {
+    deployment.simulator.script(fault.rateLimit({ seconds: 30 }), text(answer), text(answer));
+    const start = () => deployment.turnkeeper.turns.start({ input: "Go", model: "limited" });
+    await ended(await start());
+    expect(await ended(await start())).toMatchObject({ status: "completed", text: answer });
+    expect(modelsCalled()).toEqual(["gpt-limited", "gpt-second", "gpt-second"]);
   });
 
   test("is counted by day and agent", async () => {

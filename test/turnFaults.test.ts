@@ -1,5 +1,6 @@
 import { afterAll, afterEach, beforeAll, expect, test } from "vitest";
 import type { TurnHandle } from "../src/turns.ts";
+import { apiError } from "../src/simulator/fault.ts";
 import { calls, fault, gate, text } from "../src/simulator/server.ts";
 import type { ScriptStep } from "../src/simulator/server.ts";
 import { createConversation, readHistory } from "../src/store/conversations.ts";
@@ -28,8 +29,9 @@ const tools = [
   }),
 ];
 
+/** Each has a model of its own, because a rate limit is shared by the turns of one model. */
 const agent = (name: string, limits: Partial<TurnLimits> = {}) =>
-  defineAgent({ name, model: "gpt-test", tools: ["echo", "hang"], limits });
+  defineAgent({ name, model: `gpt-${name}`, tools: ["echo", "hang"], limits });
 
 const agents = [
   agent("default"),
@@ -42,6 +44,19 @@ const agents = [
 ];
 
 const answer = "A whole answer.";
+const quotaCodes = [
+  "insufficient_quota",
+  "credit_balance_exhausted",
+  "organization_spend_limit_exceeded",
+  "project_spend_limit_exceeded",
+  "organization_usage_limit_exceeded",
+  "billing_hard_limit_reached",
+  "billing_not_active",
+];
+const cancelledResponse = () =>
+  fault.status(200, {
+    body: { id: "resp_1", object: "response", status: "cancelled", output: [] },
+  });
 const eightWords = "one two three four five six seven eight";
 
 describeWith(["postgres", "temporal"], "a turn whose model call goes wrong", () => {
@@ -68,11 +83,15 @@ describeWith(["postgres", "temporal"], "a turn whose model call goes wrong", () 
   /** One row for every call that the provider billed, with the provider's figures [7]. */
   async function expectLedger({ turn }: EndedTurn): Promise<void> {
     const ledger = await readModelCalls(deployment.database, "default", turn.id);
-    const { bill } = deployment.simulator;
+    const { bill, requests } = deployment.simulator;
     expect(ledger).toHaveLength(bill.length);
+    // Nothing retries inside a retry [11].
+    expect(requests).toHaveLength(ledger.length);
     for (const [at, call] of ledger.entries()) {
       const billed = bill[at];
       expect(call.endedAt).not.toBeNull();
+      // A connection that broke before the headers has not told its request's id.
+      if (call.requestId !== null) expect(call.requestId).toBe(billed?.requestId);
       if (call.outcome !== "used") continue;
       expect(call).toMatchObject({
         requestId: billed?.requestId,
@@ -103,10 +122,19 @@ describeWith(["postgres", "temporal"], "a turn whose model call goes wrong", () 
     ["a rate limit that resets", fault.rateLimit({ resetRequests: "20ms" }), "rate_limited"],
     ["an overload", fault.status(503), "overloaded"],
     ["a server error", fault.status(500), "server_error"],
+    ["a timeout of the provider", fault.status(408), "server_error"],
+    ["a conflict", fault.status(409), "server_error"],
+    [
+      "a refusal that says to retry",
+      fault.status(400, { headers: { "x-should-retry": "true" } }),
+      "server_error",
+    ],
     ["a connection that breaks at once", fault.destroy(), "transport"],
     ["a connection that breaks in mid-stream", fault.reset(3), "stream_reset"],
     ["a stream without a terminal event", fault.eof(3), "stream_truncated"],
     ["an error event", fault.errorEvent(3), "server_error"],
+    ["an error event for an overload", fault.errorEvent(3, { code: "slow_down" }), "overloaded"],
+    ["a response that was cancelled", cancelledResponse(), "response_cancelled"],
     ["a response that failed", fault.failed(3), "response_failed"],
     ["a response that failed before it said anything", fault.failed(0), "response_failed"],
     ["a body that is not JSON", fault.notJson(), "malformed_answer"],
@@ -142,7 +170,26 @@ describeWith(["postgres", "temporal"], "a turn whose model call goes wrong", () 
   });
 
   test.each<[string, ScriptStep, string, string]>([
-    ["a quota that is used up", fault.quota(), "quota_exhausted", "insufficient_quota"],
+    ...quotaCodes.map((code): [string, ScriptStep, string, string] => [
+      `a limit that is used up (${code})`,
+      fault.quota(code),
+      "quota_exhausted",
+      code,
+    ]),
+    [
+      "a quota that is used up in mid-stream",
+      fault.errorEvent(3, { code: "insufficient_quota" }),
+      "quota_exhausted",
+      "insufficient_quota",
+    ],
+    [
+      "a previous response that is not there",
+      fault.status(400, {
+        body: apiError("Not found.", "invalid_request_error", "previous_response_not_found"),
+      }),
+      "previous_response_not_found",
+      "previous_response_not_found",
+    ],
     ["a model that is not there", fault.modelNotFound("x"), "model_not_found", "model_not_found"],
     [
       "a context that is too long",
@@ -205,13 +252,24 @@ describeWith(["postgres", "temporal"], "a turn whose model call goes wrong", () 
     expect(await ended(turn)).toMatchObject({ status: "completed", text: answer });
   });
 
-  test("of an incomplete response keeps the text and the reason", async () => {
-    const turn = await run("default", fault.incomplete(3));
-    expect(turn).toMatchObject({ status: "incomplete", text: "one two three" });
-    expect(turn.response["incomplete_details"]).toEqual({ reason: "max_output_tokens" });
-    expect(await failureClasses(turn)).toEqual([null]);
-    const history = await readHistory(deployment.database, "default", turn.turn.conversationId);
-    expect(history).toHaveLength(2);
+  test.each(["max_output_tokens", "content_filter", "max_messages", "steered"] as const)(
+    "of a response that is incomplete for %s keeps the text and the reason",
+    async (reason) => {
+      const turn = await run("default", fault.incomplete(3, reason));
+      expect(turn).toMatchObject({ status: "incomplete", text: "one two three" });
+      expect(turn.response["incomplete_details"]).toEqual({ reason });
+      expect(turn.response["error"]).toBeNull();
+      expect(await failureClasses(turn)).toEqual([null]);
+      const history = await readHistory(deployment.database, "default", turn.turn.conversationId);
+      expect(history).toHaveLength(2);
+    },
+  );
+
+  test("runs no call of a response that is incomplete", async () => {
+    const asks = calls([{ name: "echo", arguments: { a: "b" } }]);
+    const turn = await run("default", fault.incomplete(1, "max_output_tokens", asks));
+    expect(turn.status).toBe("incomplete");
+    expect(turn.response.output).toEqual([]);
   });
 
   test("ends at its deadline with the partial answer", async () => {

@@ -1,10 +1,9 @@
 import { isDeepStrictEqual } from "node:util";
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
-import { retryDelayMs } from "../src/turn/backoff.ts";
 import { canonicalJson, contentHash } from "../src/turn/canonical.ts";
 import { eventBody, parseEvent, recordedType } from "../src/turn/events.ts";
-import { failure, Refusal } from "../src/turn/failures.ts";
+import { Refusal } from "../src/turn/failures.ts";
 import { closeOpenItems, partialAnswers } from "../src/turn/openItems.ts";
 import { unansweredCalls } from "../src/turn/pairs.ts";
 import { prepareTurn } from "../src/turn/prepare.ts";
@@ -203,28 +202,6 @@ test("an output answers only a call before it, because some providers repeat the
   const output = { type: "function_call_output", id: "fco_1", call_id: "call_0", output: "1" };
   expect(unansweredCalls([output, call])).toEqual([{ type: "function_call", id: "call_0" }]);
   expect(unansweredCalls([call, output])).toEqual([]);
-});
-
-test("the delay before a retry is what the provider asked for, else grows, within its bounds", () => {
-  const maxDelayMs = 30_000;
-  const maxServerDelayMs = 600_000;
-  const random = fc.double({ min: 0, max: 1, maxExcluded: true, noNaN: true });
-  fc.assert(
-    fc.property(fc.integer({ min: 1, max: 2_000 }), random, (attempt, chance) => {
-      const delayMs = retryDelayMs(failure("overloaded"), attempt, chance);
-      expect(delayMs).toBeGreaterThanOrEqual(250);
-      expect(delayMs).toBeLessThanOrEqual(maxDelayMs);
-      expect(retryDelayMs(failure("overloaded"), attempt + 1, chance)).toBeGreaterThanOrEqual(
-        delayMs,
-      );
-    }),
-  );
-  fc.assert(
-    fc.property(fc.nat(10 * maxServerDelayMs), random, (retryAfterMs, chance) => {
-      const asked = failure("rate_limited", undefined, { retryAfterMs });
-      expect(retryDelayMs(asked, 1, chance)).toBe(Math.min(retryAfterMs, maxServerDelayMs));
-    }),
-  );
 });
 
 describe("defineAgent", () => {

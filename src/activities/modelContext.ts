@@ -1,8 +1,8 @@
-import { assembleContext } from "../context/assemble.ts";
+import { assembleContext, full, withoutReasoning } from "../context/assemble.ts";
 import type { ModelCall } from "../responses/call.ts";
 import { readHistory } from "../store/conversations.ts";
 import type { Database } from "../store/database.ts";
-import { readSpending } from "../store/modelCalls.ts";
+import { countFailedAs, readSpending } from "../store/modelCalls.ts";
 import { readFinishedSteps } from "../store/steps.ts";
 import type { FinishedStep } from "../store/steps.ts";
 import type { ToolRegistry } from "../tools/registry.ts";
@@ -44,10 +44,12 @@ export async function readModelCall(
   const written = steps.flatMap((each) => (each.kind === "model" ? each.items : []));
   const limit = limitOf(steps) ?? reachedLimit(turn.limits, spent, made);
   const parameters = { ...agent.parameters, ...turn.request.parameters };
+  const items = [...history, ...input, ...made];
+  const strategy = (await isReasoningRefused(database, turn, items)) ? withoutReasoning : full;
   const call = {
     model: turn.model,
     instructions: turn.request.instructions ?? agent.instructions,
-    input: assembleContext({ history, input, steps: made }),
+    input: assembleContext({ history, input, steps: made }, strategy),
     tools: [...agent.tools.map((name) => tools.definitionOf(name)), ...turn.request.tools],
     parameters,
     keepAs: agent.durability === "background" ? { turn: turn.id, step: String(step) } : null,
@@ -55,7 +57,7 @@ export async function readModelCall(
   return {
     call: limit === null ? call : lastCall(call, limit),
     limit,
-    usedIds: [...history, ...input, ...made].flatMap(idsOf),
+    usedIds: items.flatMap(idsOf),
     writtenBytes: written.reduce((sum, item) => sum + Buffer.byteLength(JSON.stringify(item)), 0),
   };
 }
@@ -71,6 +73,19 @@ function lastCall(call: ModelCall, limit: BudgetLimit): ModelCall {
   const input = [...call.input, lastCallMessage(limit)];
   if (call.tools.length === 0) return { ...call, input };
   return { ...call, input, parameters: { ...call.parameters, tool_choice: "none" } };
+}
+
+/**
+ * Whether the provider could not use what was reasoned before. Decided from the ledger, so that every
+ * worker decides the same, and for the rest of the turn, so that its calls stay prefixes [10].
+ */
+async function isReasoningRefused(
+  database: Database,
+  turn: Turn,
+  items: readonly Item[],
+): Promise<boolean> {
+  if (!items.some((item) => item.type === "reasoning")) return false;
+  return (await countFailedAs(database, turn.id, "item_not_found")) > 0;
 }
 
 function idsOf(item: Item): string[] {

@@ -9,23 +9,34 @@ import type { ModelCallEnd } from "../store/modelCalls.ts";
 import type { Fence } from "../store/fence.ts";
 import type { StepResult } from "../store/steps.ts";
 import { defineAgent } from "../turn/agent.ts";
+import { retryDelayMs } from "../turn/backoff.ts";
 import { notRunOutput } from "../turn/budget.ts";
 import { failure, failureRules, StepFailure } from "../turn/failures.ts";
 import type { Failure } from "../turn/failures.ts";
-import { nextTry } from "../turn/fallbacks.ts";
+import { fallbackFor, nextTry } from "../turn/fallbacks.ts";
 import { newItemId } from "../turn/ids.ts";
 import type { Degradation } from "../turn/turn.ts";
 import type { StepVerdict } from "../turn/verdict.ts";
 import { asksClient } from "./callOwners.ts";
 import { finishStep } from "./finishStep.ts";
 import { finishTurn } from "./finishTurn.ts";
+import { ModelPaused } from "./modelPauses.ts";
 import type { Parts } from "./parts.ts";
 import { persist } from "./persist.ts";
 import { StepStopped } from "./runningTurns.ts";
-import { linkStops, retryAfterFailure, retryLater, tryElsewhere } from "./stepContext.ts";
+import {
+  linkStops,
+  retryAfterFailure,
+  retryBeforeDeadline,
+  retryLater,
+  tryElsewhere,
+} from "./stepContext.ts";
 import { openCall, sayStaticAnswer, streamModel } from "./streamModel.ts";
 import type { Claimed, ModelAnswer, ModelStep } from "./streamModel.ts";
 import { takeUpResponse } from "./takeUpResponse.ts";
+
+/** A turn that has a fallback does not wait longer than this for a limit that others have met. */
+const maxHeldBeforeFallbackMs = 5_000;
 
 /**
  * Runs a model step that was claimed.
@@ -95,6 +106,7 @@ async function tryModelStep(step: ModelStep): Promise<StepVerdict> {
     const error: unknown = signal.aborted ? signal.reason : cause;
     if (error instanceof StepStopped) return stopStep(step, error);
     if (error instanceof StepFailure) return failStep(step, error.failure);
+    if (error instanceof ModelPaused) return holdStep(step, error);
     if (error instanceof ApplicationFailure || error instanceof StoreUnavailable) throw error;
     parts.log.error({ turn: turn.id, step: step.fence.step, err: error }, "a model step broke");
     return failStep(step, failure("internal"));
@@ -179,12 +191,18 @@ async function failStep(step: ModelStep, cause: Failure): Promise<StepVerdict> {
     { turn: turn.id, step: fence.step, attempt: fence.attempt, failure: cause },
     "model call failed",
   );
-  if (step.keptId !== null && failureRules[cause.class].action === "retry") {
+  const isOver = cause.class === "response_cancelled";
+  if (step.keptId !== null && !isOver && failureRules[cause.class].action === "retry") {
     // The way to the response failed, not the response: the next attempt goes on with it.
     await step.writer.flush(step.takenBack);
     throw retryAfterFailure(cause, fence.attempt, turn);
   }
+  if (cause.class === "rate_limited") {
+    parts.modelPauses.pause(turn.model, retryDelayMs(cause, fence.attempt, 0));
+  }
   ledger.failureClass = cause.class;
+  // A refused request has no stream that could have told it.
+  ledger.requestId ??= cause.requestId ?? null;
   await settle(step);
   const stopped: unknown = step.stop.signal.reason;
   if (stopped instanceof StepStopped) return stopStep(step, stopped);
@@ -201,6 +219,22 @@ async function failStep(step: ModelStep, cause: Failure): Promise<StepVerdict> {
     case "fail":
       return endUnfinished(step, { status: "failed", failure: cause });
   }
+}
+
+/** The call was not sent, so it leaves no trace in the ledger and counts for nothing. */
+async function holdStep(step: ModelStep, { delayMs }: ModelPaused): Promise<never> {
+  const { parts, turn, fence } = step;
+  const held = { turn: turn.id, step: fence.step, model: turn.model, delayMs };
+  parts.log.info(held, "a model call waits for the provider's rate limit");
+  // It may stand in for one that was sent, whose response the provider has lost.
+  step.isSent = false;
+  await settle(step);
+  const fallback = fallbackFor(step.agent, turn, "rate_limited");
+  if (fallback === undefined || delayMs < maxHeldBeforeFallbackMs) {
+    throw retryBeforeDeadline("rate_limited", delayMs, turn);
+  }
+  await degrade(step, "fallback", fallback.model);
+  throw retryLater("rate_limited", 0);
 }
 
 /** Has the turn go on with something else than the model that has failed; the next attempt does. */

@@ -6,6 +6,7 @@ import type { CurrentRun } from "../store/claims.ts";
 import type { ToolRegistry } from "../tools/registry.ts";
 import type { RecordedEvent } from "../turn/events.ts";
 import type { AgentReader } from "./agentReader.ts";
+import type { ModelPauses } from "./modelPauses.ts";
 import type { RunningTurns } from "./runningTurns.ts";
 
 /** The real parts that activities close over; the worker makes them. */
@@ -16,6 +17,7 @@ export interface Parts {
   tools: ToolRegistry;
   agents: AgentReader;
   runningTurns: RunningTurns;
+  modelPauses: ModelPauses;
   currentRun: CurrentRun;
   /** Starts the workflow of a turn that was granted its conversation; the janitor makes up for failures. */
   startGranted: (turnId: string) => void;

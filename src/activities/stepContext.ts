@@ -5,7 +5,7 @@ import type { Claim, StepToClaim } from "../store/claims.ts";
 import type { Fence } from "../store/fence.ts";
 import { isHeadStartAlive } from "../store/headStarts.ts";
 import { retryDelayMs } from "../turn/backoff.ts";
-import type { Failure } from "../turn/failures.ts";
+import type { Failure, FailureClass } from "../turn/failures.ts";
 import type { Turn } from "../turn/turn.ts";
 import type { Parts } from "./parts.ts";
 import { persist } from "./persist.ts";
@@ -124,6 +124,15 @@ export function retryAfterFailure(
   failures: number,
   turn: Turn,
 ): ApplicationFailure {
+  return retryBeforeDeadline(failure.class, retryDelayMs(failure, failures), turn);
+}
+
+/** Tries again after `delayMs`, not later than at the turn's deadline. */
+export function retryBeforeDeadline(
+  failureClass: FailureClass,
+  delayMs: number,
+  turn: Turn,
+): ApplicationFailure {
   const leftMs = Math.max(0, turn.deadlineAt.getTime() - Date.now());
-  return retryLater(failure.class, Math.min(leftMs, retryDelayMs(failure, failures)));
+  return retryLater(failureClass, Math.min(leftMs, delayMs));
 }

@@ -80,10 +80,12 @@ export async function openCall(
 /**
  * Makes one call and streams it into the event log.
  *
- * @throws StepFailure for everything that is not a whole answer; the signal's reason when stopped.
+ * @throws StepFailure for everything that is not a whole answer; the signal's reason when stopped;
+ *   ModelPaused when nothing was sent.
  */
 export async function streamModel(step: ModelStep, open: OpenCall): Promise<ModelAnswer> {
   const { parts, turn, stop } = step;
+  parts.modelPauses.check(turn.model, step.fence.attempt);
   stop.signal.throwIfAborted();
   step.isSent = true;
   const stream = parts.endpoint.stream(open.next.call, {

@@ -21,6 +21,10 @@ export const full: ContextStrategy = ({ history, input, steps }) => [
   ...steps,
 ];
 
+/** Everything but the model's reasoning, which is of no use once the provider cannot read it. */
+export const withoutReasoning: ContextStrategy = (parts) =>
+  full(parts).filter((item) => item.type !== "reasoning");
+
 /** The items of the next model call, all pairs whole. */
 export function assembleContext(parts: ContextParts, strategy: ContextStrategy = full): Item[] {
   return repairPairs(strategy(parts));

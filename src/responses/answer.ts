@@ -123,7 +123,7 @@ export function* readEnded(
   if (!isWholeResponse(body) || !isTerminalEvent(`response.${String(status)}`)) {
     if (error) throw new StepFailure(classifyProviderError({ ...error, headers }));
     const isCancelled = status === "cancelled";
-    throw new StepFailure(failure(isCancelled ? "response_failed" : "malformed_answer"));
+    throw new StepFailure(failure(isCancelled ? "response_cancelled" : "malformed_answer"));
   }
   for (const event of eventsOfResponse(body)) {
     yield event;

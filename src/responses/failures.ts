@@ -2,7 +2,7 @@ import { APIConnectionError, APIConnectionTimeoutError, APIError, OpenAIError } 
 import { StepFailure, failure, failureRules } from "../turn/failures.ts";
 import type { Failure, FailureClass } from "../turn/failures.ts";
 import { redactSecrets } from "./redaction.ts";
-import { readRetryAfterMs } from "./retryAfter.ts";
+import { readResetMs, readRetryAfterMs, readSaidDelayMs } from "./retryAfter.ts";
 
 /** What a provider says about an error, wherever it says it: in an HTTP body or in an event. */
 export interface ProviderError {
@@ -32,9 +32,15 @@ const classOfWord: ReadonlyMap<string, FailureClass> = new Map(
         "rate_limited",
         "rate_limit_exceeded rate_limit_error requests tokens tokens_per_min too_many_requests",
       ],
-      ["overloaded", "slow_down overloaded overloaded_error engine_overloaded server_overloaded"],
+      [
+        "overloaded",
+        "slow_down overloaded overloaded_error engine_overloaded server_overloaded " +
+          "server_is_overloaded",
+      ],
       ["context_overflow", "context_length_exceeded exceed_context_size_error"],
       ["model_not_found", "model_not_found deployment_not_found DeploymentNotFound"],
+      ["item_not_found", "item_not_found invalid_encrypted_content"],
+      ["previous_response_not_found", "previous_response_not_found"],
       [
         "authentication",
         "invalid_api_key invalid_organization mismatched_organization authentication_error " +
@@ -51,9 +57,9 @@ const classOfWord: ReadonlyMap<string, FailureClass> = new Map(
         "data_residency_mismatch invalid_image invalid_image_format invalid_base64_image " +
           "invalid_image_url image_too_large image_too_small image_parse_error invalid_image_mode " +
           "image_file_too_large unsupported_image_media_type empty_image_file " +
-          "failed_to_download_image image_file_not_found previous_response_not_found " +
-          "invalid_encrypted_content unsupported_parameter unsupported_value unknown_parameter " +
-          "missing_required_parameter invalid_value invalid_type string_above_max_length",
+          "failed_to_download_image image_file_not_found unsupported_parameter " +
+          "unsupported_value unknown_parameter missing_required_parameter invalid_value " +
+          "invalid_type string_above_max_length",
       ],
       ["server_error", "server_error internal_error internal_server_error api_error timeout_error"],
       ["response_failed", "vector_store_timeout"],
@@ -61,17 +67,38 @@ const classOfWord: ReadonlyMap<string, FailureClass> = new Map(
   ).flatMap(([failureClass, words]) => words.split(" ").map((word) => [word, failureClass])),
 );
 
-/** Servers other than OpenAI's give no code for these two, only a sentence. */
+/** Which limit is meant, where the code says it and the message need not. */
+const usedUpLimits: ReadonlyMap<string, string> = new Map([
+  ["insufficient_quota", "The account's quota"],
+  ["credit_balance_exhausted", "The account's prepaid credit"],
+  ["organization_spend_limit_exceeded", "The organization's spend limit"],
+  ["project_spend_limit_exceeded", "The project's spend limit"],
+  ["organization_usage_limit_exceeded", "The organization's usage limit"],
+  ["billing_hard_limit_reached", "The account's hard billing limit"],
+  ["budget_exceeded", "The proxy's budget"],
+]);
+
+/** Some servers, OpenAI's among them, give no code for these, only a sentence. */
 const contextOverflowMessage =
   /(maximum|max|available|model'?s?) context (length|size|window)|context window|prompt is too long/i;
 const modelNotFoundMessage = /\bmodel\b.*(not found|does(n't| not) exist|no such)/i;
+const itemNotFoundMessage =
+  /\bitem with id .* not found|'reasoning' was provided without its required following item/i;
+const responseNotFoundMessage = /\bresponse with id .* not found/i;
 
 /** OpenAI's 429 for a request that is larger than a whole minute's tokens: it can never succeed. */
 const requestTooLargeMessage = /^request too large/i;
 
+function classOfSentence(message: string, status?: number): FailureClass | undefined {
+  if (status !== 404 && contextOverflowMessage.test(message)) return "context_overflow";
+  if (itemNotFoundMessage.test(message)) return "item_not_found";
+  if (responseNotFoundMessage.test(message)) return "previous_response_not_found";
+  return status !== 400 && modelNotFoundMessage.test(message) ? "model_not_found" : undefined;
+}
+
 function classOfStatus(status: number, message: string): FailureClass | undefined {
-  if (status === 400 && contextOverflowMessage.test(message)) return "context_overflow";
-  if (status === 404 && modelNotFoundMessage.test(message)) return "model_not_found";
+  if (status === 400 || status === 404)
+    return classOfSentence(message, status) ?? "invalid_request";
   if (status === 401 || status === 403) return "authentication";
   if (status === 402) return "quota_exhausted";
   if (status === 408 || status === 409 || status === 425) return "server_error";
@@ -87,6 +114,8 @@ function heedShouldRetry(found: FailureClass, headers: Headers | undefined): Fai
   const shouldRetry = headers?.get("x-should-retry");
   const isRetried = failureRules[found].action === "retry";
   if (shouldRetry === "true" && !isRetried) return "server_error";
+  // The call that follows these is another one.
+  if (found === "item_not_found") return found;
   if (shouldRetry === "false" && isRetried) {
     return found === "rate_limited" ? "quota_exhausted" : "invalid_request";
   }
@@ -121,7 +150,8 @@ function classOfProviderError(
   const byStatus = status === undefined ? undefined : classOfStatus(status, message);
   if (byStatus !== undefined) return heedShouldRetry(byStatus, error.headers);
   if (named !== undefined) return otherwise;
-  if (contextOverflowMessage.test(message)) return "context_overflow";
+  const bySentence = classOfSentence(message);
+  if (bySentence !== undefined) return bySentence;
   return error.type === "invalid_request_error" ? "invalid_request" : otherwise;
 }
 
@@ -147,14 +177,31 @@ export function classifyProviderError(
   error: ProviderError,
   otherwise: FailureClass = "server_error",
 ): Failure {
-  const message = redactSecrets(typeof error.message === "string" ? error.message : "");
-  const failureClass = classOfProviderError(error, message, otherwise);
-  const isRetried = failureRules[failureClass].action === "retry";
+  const said = redactSecrets(typeof error.message === "string" ? error.message : "");
+  const failureClass = classOfProviderError(error, said, otherwise);
+  const message = failureClass === "quota_exhausted" ? nameLimit(error, said) : said;
   return failure(failureClass, message === "" ? undefined : message, {
     ...detailsOf(error),
-    retryAfterMs:
-      isRetried && error.headers ? readRetryAfterMs(error.headers, new Date()) : undefined,
+    retryAfterMs: delayOf(error, failureClass, said),
   });
+}
+
+function nameLimit(error: ProviderError, said: string): string {
+  const limit =
+    usedUpLimits.get(wordOf(error.code) ?? "") ?? usedUpLimits.get(wordOf(error.type) ?? "");
+  return limit === undefined ? said : `${limit} is used up. ${said}`;
+}
+
+/**
+ * The provider's word on when to come back. The sentence and `x-ratelimit-reset-*` are asked for a
+ * rate limit only: OpenAI sends the latter with every answer, and there they are no advice to wait.
+ */
+function delayOf(error: ProviderError, found: FailureClass, said: string): number | undefined {
+  if (failureRules[found].action !== "retry") return undefined;
+  const { headers = new Headers() } = error;
+  const asked = readRetryAfterMs(headers, new Date());
+  if (asked !== undefined || found !== "rate_limited") return asked;
+  return readSaidDelayMs(said) ?? readResetMs(headers);
 }
 
 function classifyApiError(error: APIError): Failure {
@@ -162,9 +209,11 @@ function classifyApiError(error: APIError): Failure {
   const body = error.error as { message?: unknown } | null | undefined;
   const said = typeof body?.message === "string" && body.message !== "" ? body.message : undefined;
   const isBareNotFound = status === 404 && said === undefined;
+  // Without a status, the SDK's own message is the whole event as JSON.
+  const otherwise = status === undefined ? undefined : error.message;
   const message = isBareNotFound
     ? "404: nothing is there; check that OPENAI_BASE_URL serves /responses."
-    : (said ?? error.message);
+    : (said ?? otherwise);
   return classifyProviderError({ status, code, type, message, headers });
 }
 

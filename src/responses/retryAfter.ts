@@ -18,8 +18,24 @@ function parseRetryAfterMs(text: string, now: Date): number | undefined {
   return Number.isNaN(date) ? undefined : Math.max(0, date - now.getTime());
 }
 
-/** When the limits reset that are used up; where the headers do not say which, the later one. */
-function parseResetMs(headers: Headers): number | undefined {
+function atMost(delayMs: number | undefined): number | undefined {
+  return delayMs === undefined ? undefined : Math.min(Math.ceil(delayMs), maxRetryAfterMs);
+}
+
+/** `retry-after-ms`, else `retry-after`, in whole milliseconds, at most a day; else undefined. */
+export function readRetryAfterMs(headers: Headers, now: Date): number | undefined {
+  const inMs = headers.get("retry-after-ms")?.trim() ?? "";
+  return atMost(
+    (/^\d+(\.\d+)?$/.test(inMs) ? Number(inMs) : undefined) ??
+      parseRetryAfterMs(headers.get("retry-after")?.trim() ?? "", now),
+  );
+}
+
+/**
+ * When the limits reset that are used up, by `x-ratelimit-reset-requests` and `-tokens`; where the
+ * headers do not say which, the later one. Whole milliseconds, at most a day.
+ */
+export function readResetMs(headers: Headers): number | undefined {
   const limits = ["requests", "tokens"].map((kind) => ({
     isUsedUp: headers.get(`x-ratelimit-remaining-${kind}`)?.trim() === "0",
     resetMs: parseDurationMs(headers.get(`x-ratelimit-reset-${kind}`)?.trim() ?? ""),
@@ -28,18 +44,17 @@ function parseResetMs(headers: Headers): number | undefined {
   const delays = (usedUp.length > 0 ? usedUp : limits)
     .map((limit) => limit.resetMs)
     .filter((delay) => delay !== undefined);
-  return delays.length > 0 ? Math.max(...delays) : undefined;
+  return delays.length > 0 ? atMost(Math.max(...delays)) : undefined;
 }
 
 /**
- * How long the provider asks to wait, in whole milliseconds, at most a day: `retry-after-ms`, else
- * `retry-after`, else `x-ratelimit-reset-requests` and `-tokens`; undefined if it does not say.
+ * `try again in 1.5s` of OpenAI and `retry after 20 seconds` of Azure: all that there is where the
+ * limit is met inside a stream. Whole milliseconds, at most a day.
  */
-export function readRetryAfterMs(headers: Headers, now: Date): number | undefined {
-  const inMs = headers.get("retry-after-ms")?.trim() ?? "";
-  const delay =
-    (/^\d+(\.\d+)?$/.test(inMs) ? Number(inMs) : undefined) ??
-    parseRetryAfterMs(headers.get("retry-after")?.trim() ?? "", now) ??
-    parseResetMs(headers);
-  return delay === undefined ? undefined : Math.min(Math.ceil(delay), maxRetryAfterMs);
+export function readSaidDelayMs(message: string): number | undefined {
+  const [, said, seconds] =
+    /\b(?:try again in|retry after) (?:((?:\d+(?:\.\d+)?(?:ms|s|m|h|d))+)\b|(\d+(?:\.\d+)?) seconds?\b)/i.exec(
+      message,
+    ) ?? [];
+  return atMost(parseDurationMs(said ?? seconds ?? ""));
 }

@@ -73,6 +73,21 @@ export function readSpending(
   );
 }
 
+/** How many calls of a turn have failed with that class. */
+export async function countFailedAs(
+  queryable: Queryable,
+  turnId: string,
+  failureClass: FailureClass,
+): Promise<number> {
+  const { failed } = await one(
+    queryable.query<{ failed: number }>(
+      `SELECT count(*) AS failed FROM model_calls WHERE turn_id = $1 AND failure_class = $2`,
+      [turnId, failureClass],
+    ),
+  );
+  return failed;
+}
+
 /** Closes a row of the ledger. A row that a takeover has closed as wasted is only completed. */
 export async function closeModelCall(queryable: Queryable, end: ModelCallEnd): Promise<void> {
   await queryable.query(

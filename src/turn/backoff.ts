@@ -4,15 +4,18 @@ const baseDelayMs = 500;
 const maxDelayMs = 30_000;
 /** What a provider may ask for at most; a longer wait is cut, the next attempt asks again. */
 const maxServerDelayMs = 10 * 60_000;
+/** Calls that were told the same delay come back spread over so much of it. */
+const serverDelaySpread = 0.1;
 
 /**
- * How long to wait before the next attempt, in milliseconds: what the provider asked for, else
- * exponential with full jitter in its upper half. Temporal keeps the delay, not the worker.
+ * How long to wait before the next attempt, in milliseconds: exponential with full jitter in its
+ * upper half, and never shorter than the provider asked for. Temporal keeps the delay, not the worker.
  *
  * @param random in [0, 1).
  */
 export function retryDelayMs(failure: Failure, attempt: number, random = Math.random()): number {
-  if (failure.retryAfterMs !== undefined) return Math.min(failure.retryAfterMs, maxServerDelayMs);
   const ceiling = Math.min(maxDelayMs, baseDelayMs * 2 ** (attempt - 1));
-  return Math.round(ceiling / 2 + (ceiling / 2) * random);
+  const backoff = ceiling / 2 + (ceiling / 2) * random;
+  const asked = Math.min(failure.retryAfterMs ?? 0, maxServerDelayMs);
+  return Math.round(Math.max(backoff, asked * (1 + serverDelaySpread * random)));
 }

@@ -36,7 +36,7 @@ export const failureRules = {
     "fail",
     429,
     "insufficient_quota",
-    "The provider account has no budget left; add credit or raise the limit that the message names.",
+    "A quota or a spending limit of the provider account is used up; add credit or raise the limit that the message names.",
   ),
   overloaded: rule(
     "retry",
@@ -80,6 +80,12 @@ export const failureRules = {
     "server_error",
     "The provider ended the response as failed; the call is made again.",
   ),
+  response_cancelled: rule(
+    "retry",
+    502,
+    "server_error",
+    "The response was cancelled on the provider's side; the call is made again.",
+  ),
   malformed_answer: rule(
     "retry",
     502,
@@ -91,6 +97,18 @@ export const failureRules = {
     400,
     "invalid_request_error",
     "The conversation is longer than the model's context window; shorten it or choose another model.",
+  ),
+  item_not_found: rule(
+    "retry",
+    400,
+    "invalid_request_error",
+    "The provider does not have, or cannot use, an item of the input; the call is made once more without reasoning items.",
+  ),
+  previous_response_not_found: rule(
+    "fail",
+    400,
+    "invalid_request_error",
+    "The provider does not have the response that the request builds on; Turnkeeper names none, so look at what lies between.",
   ),
   invalid_request: rule(
     "fail",

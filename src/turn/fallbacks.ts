@@ -1,4 +1,4 @@
-import type { Agent } from "./agent.ts";
+import type { Agent, Fallback } from "./agent.ts";
 import { failureRules } from "./failures.ts";
 import type { Failure, FailureClass } from "./failures.ts";
 import type { Turn } from "./turn.ts";
@@ -17,6 +17,12 @@ function leadsElsewhere(failureClass: FailureClass): boolean {
 
 const defaultAfterFailures = 2;
 
+/** The second of these calls went without reasoning items; a third would be the same again. */
+function isInVain(failed: readonly FailedCall[], cause: Failure): boolean {
+  const alike = failed.filter((call) => call.class === cause.class);
+  return cause.class === "item_not_found" && alike.length > 1;
+}
+
 /** A failed call on record. */
 export interface FailedCall {
   model: string;
@@ -30,6 +36,17 @@ export type NextTry =
   | { next: "static_answer" }
   | { next: "fail" };
 
+/** The next model of the chain that is for failures of this class. */
+export function fallbackFor(
+  agent: Agent,
+  turn: Pick<Turn, "model" | "originalModel">,
+  failureClass: FailureClass,
+): Fallback | undefined {
+  const chain = [turn.originalModel ?? turn.model, ...agent.fallbacks.map((each) => each.model)];
+  const behind = agent.fallbacks.slice(chain.lastIndexOf(turn.model));
+  return behind.find(({ on }) => on?.includes(failureClass) ?? leadsElsewhere(failureClass));
+}
+
 /**
  * Decides from what is on record, so that every worker decides the same [11].
  *
@@ -42,17 +59,13 @@ export function nextTry(
   failed: readonly FailedCall[],
   cause: Failure,
 ): NextTry {
-  const chain = [turn.originalModel ?? turn.model, ...agent.fallbacks.map((each) => each.model)];
-  const behind = agent.fallbacks.slice(chain.lastIndexOf(turn.model));
-  const fallback = behind.find(
-    ({ on }) => on?.includes(cause.class) ?? leadsElsewhere(cause.class),
-  );
+  const fallback = fallbackFor(agent, turn, cause.class);
   const failures = failed.filter((call) => call.model === turn.model).length;
   const maxFailures =
     fallback === undefined
       ? turn.limits.maxAttemptsPerStep
       : (fallback.afterFailures ?? defaultAfterFailures);
-  const isRetried = failureRules[cause.class].action === "retry";
+  const isRetried = failureRules[cause.class].action === "retry" && !isInVain(failed, cause);
   if (isRetried && failures < maxFailures) return { next: "same_model", failures };
   if (fallback !== undefined) return { next: "fallback", model: fallback.model };
   return { next: agent.staticAnswer === null ? "fail" : "static_answer" };
