@@ -70,7 +70,8 @@ export async function runModelStep(
     const known = await parts.agents(turn.agent, turn.agentVersion);
     // Of one that is not registered nothing but the name is known.
     const agent = known ?? defineAgent({ name: turn.agent, model: turn.model });
-    const step: ModelStep = { ...opened, agent, isSent: false, keptId: null };
+    const keptId = claim.kept?.responseId ?? null;
+    const step: ModelStep = { ...opened, agent, isSent: keptId !== null, keptId };
     if (known === null) return await failStep(step, failure("unknown_agent"));
     return await tryModelStep(step);
   } finally {
@@ -84,7 +85,7 @@ function openLedger(claim: Claimed): ModelCallEnd {
   return {
     id: claim.modelCallId ?? "",
     outcome: "wasted",
-    responseId: null,
+    responseId: claim.kept?.responseId ?? null,
     requestId: null,
     tokens: null,
     costUsd: null,

@@ -27,9 +27,6 @@ export async function takeUpResponse(step: ModelStep, kept: KeptResponse): Promi
   const open = await openCall(step, kept.firstOutputIndex, others);
   const seen = open.translator.restore(kept.events);
   for (const event of seen) open.meter.add(event);
-  step.isSent = true;
-  step.keptId = kept.responseId;
-  step.ledger.responseId = kept.responseId;
   const response = await retrieve(step);
   if (response === null) return callAgain(step, open);
   if (!isRunning(response)) return takeWhole(step, open, response, seen);
