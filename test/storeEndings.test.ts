@@ -134,7 +134,7 @@ describeOnBoth("[1] an ending", (open) => {
       expect(events.at(-1)).toMatchObject({ type: "response.incomplete", response: { status } });
       expect(accumulate(events)).toMatchObject({ output: [kept] });
       const ledger = await readModelCalls(database, "default", turn.id);
-      expect(ledger).toMatchObject([{ outcome: "wasted", certainty: "unknown" }]);
+      expect(ledger).toMatchObject([{ outcome: "wasted", certainty: "estimated" }]);
     },
   );
 

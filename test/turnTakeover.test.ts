@@ -7,6 +7,7 @@ import { openModelEndpoint } from "../src/responses/call.ts";
 import { calls, fault, gate, text } from "../src/simulator/server.ts";
 import { registerAgents } from "../src/store/agents.ts";
 import { readModelCalls } from "../src/store/modelCalls.ts";
+import { readStepRecords } from "../src/store/steps.ts";
 import { connectNatively } from "../src/temporal.ts";
 import { defineTool } from "../src/tools/defineTool.ts";
 import { defineAgent } from "../src/turn/agent.ts";
@@ -116,9 +117,10 @@ describeWith(["postgres", "temporal"], "a step that is taken over", () => {
       "pay",
       1,
       "outcome_unknown",
+      "unknown",
     ],
-    ["that may be repeated is run again", "look", 2, "visit 2"],
-  ])("of a tool %s", async (_, name, runs, told) => {
+    ["that may be repeated is run again", "look", 2, "visit 2", "ok"],
+  ])("of a tool %s", async (_, name, runs, told, outcome) => {
     const { simulator } = deployment;
     simulator.script(calls([{ name, arguments: {} }]), text(answer));
     const turn = await start();
@@ -128,6 +130,8 @@ describeWith(["postgres", "temporal"], "a step that is taken over", () => {
     expect(await ended(turn)).toMatchObject({ status: "completed", text: answer });
     expect(visit.count).toBe(runs);
     expect(JSON.stringify(simulator.requests[1]?.body.input)).toContain(told);
+    const steps = await readStepRecords(deployment.database, "default", turn.id);
+    expect(steps.map((step) => step.outcome)).toEqual([null, outcome, null]);
   });
 
   /** Starts the workflow's history anew, as an operator does in Temporal's UI. */

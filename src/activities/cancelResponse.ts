@@ -1,8 +1,9 @@
 import type { Logger } from "pino";
 import type { ModelEndpoint } from "../responses/call.ts";
-import { priceOf, readUsage } from "../responses/pricing.ts";
+import { readUsage } from "../responses/usage.ts";
 import type { Database } from "../store/database.ts";
 import { noteCancelledCost } from "../store/keptResponses.ts";
+import { priceOf } from "../turn/prices.ts";
 import type { Parts } from "./parts.ts";
 
 const cancelTimeoutMs = 10_000;

@@ -4,10 +4,11 @@ import type { ModelOutput } from "../events/translator.ts";
 import { StoreUnavailable } from "../store/database.ts";
 import type { Ending } from "../store/endings.ts";
 import { degradeTurn, giveUpResponse } from "../store/keptResponses.ts";
-import { closeModelCall, dropModelCall, readFailedCalls } from "../store/modelCalls.ts";
+import { dropModelCall, readFailedCalls } from "../store/modelCalls.ts";
 import type { ModelCallEnd } from "../store/modelCalls.ts";
 import type { Fence } from "../store/fence.ts";
 import type { StepResult } from "../store/steps.ts";
+import { giveUpCall } from "../store/wastedCalls.ts";
 import { defineAgent } from "../turn/agent.ts";
 import { retryDelayMs } from "../turn/backoff.ts";
 import { notRunOutput } from "../turn/budget.ts";
@@ -31,7 +32,7 @@ import {
   retryLater,
   tryElsewhere,
 } from "./stepContext.ts";
-import { openCall, sayStaticAnswer, streamModel } from "./streamModel.ts";
+import { estimateInput, openCall, sayStaticAnswer, streamModel } from "./streamModel.ts";
 import type { Claimed, ModelAnswer, ModelStep } from "./streamModel.ts";
 import { takeUpResponse } from "./takeUpResponse.ts";
 
@@ -71,7 +72,7 @@ export async function runModelStep(
     // Of one that is not registered nothing but the name is known.
     const agent = known ?? defineAgent({ name: turn.agent, model: turn.model });
     const keptId = claim.kept?.responseId ?? null;
-    const step: ModelStep = { ...opened, agent, isSent: keptId !== null, keptId };
+    const step: ModelStep = { ...opened, agent, call: null, isSent: keptId !== null, keptId };
     if (known === null) return await failStep(step, failure("unknown_agent"));
     return await tryModelStep(step);
   } finally {
@@ -88,8 +89,9 @@ function openLedger(claim: Claimed): ModelCallEnd {
     responseId: claim.kept?.responseId ?? null,
     requestId: null,
     tokens: null,
+    isEstimated: false,
     costUsd: null,
-    failureClass: null,
+    failure: null,
   };
 }
 
@@ -201,7 +203,7 @@ async function failStep(step: ModelStep, cause: Failure): Promise<StepVerdict> {
   if (cause.class === "rate_limited") {
     parts.modelPauses.pause(turn.model, retryDelayMs(cause, fence.attempt, 0));
   }
-  ledger.failureClass = cause.class;
+  ledger.failure = cause;
   // A refused request has no stream that could have told it.
   ledger.requestId ??= cause.requestId ?? null;
   await settle(step);
@@ -283,8 +285,10 @@ async function settle(step: ModelStep): Promise<void> {
   await step.writer.flush(step.takenBack);
   await persist(() => {
     if (!step.isSent) return dropModelCall(parts.database, ledger.id);
+    const { call: sent } = step;
+    const call = { end: ledger, inputTokens: sent && (() => estimateInput(sent)) };
     const isKept = step.agent.durability === "background";
-    if (isKept) return giveUpResponse(parts.database, fence, ledger);
-    return closeModelCall(parts.database, ledger);
+    if (isKept) return giveUpResponse(parts.database, turn, fence, call);
+    return parts.database.transaction((tx) => giveUpCall(tx, turn, call));
   }, step.takenBack);
 }

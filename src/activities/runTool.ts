@@ -1,6 +1,7 @@
 import { Context } from "@temporalio/activity";
 import { toolOutcomeEvents } from "../events/serverCalls.ts";
 import { releaseStep } from "../store/steps.ts";
+import type { ToolOutcome } from "../store/steps.ts";
 import type { Claim } from "../store/claims.ts";
 import type { Fence } from "../store/fence.ts";
 import type { ToolRegistry } from "../tools/registry.ts";
@@ -23,13 +24,13 @@ import {
 
 type Claimed = Extract<Claim, { outcome: "claimed" }>;
 
-interface ToolOutcome {
+interface ToolEnd {
   output: string;
-  isError: boolean;
+  outcome: ToolOutcome;
 }
 
 /** What the model is told when a worker died while the tool ran and it may not run twice [8]. */
-const unknownOutcome: ToolOutcome = {
+const unknownOutcome: ToolEnd = {
   output: JSON.stringify({
     error: {
       type: "outcome_unknown",
@@ -37,7 +38,7 @@ const unknownOutcome: ToolOutcome = {
         "The tool was started, and whether it finished is not known. Do not assume either; check, or ask the user.",
     },
   }),
-  isError: true,
+  outcome: "unknown",
 };
 
 /** The `runTool` activity: one call of a server tool, journalled in its step's row [8]. */
@@ -62,7 +63,7 @@ async function runClaimed(
   fence: Fence,
   claim: Claimed,
   call: ToolCall,
-): Promise<ToolOutcome> {
+): Promise<ToolEnd> {
   const { turn } = claim;
   const agent = await parts.agents(turn.agent, turn.agentVersion);
   const tools = parts.tools.only(
@@ -80,7 +81,8 @@ async function runClaimed(
   try {
     const outcome = await callTool(tools, turn, fence.step, call, stop.signal);
     const isHandedOver = (stop.signal.reason as StepStopped | undefined)?.reason === "handover";
-    if (isHandedOver && outcome.isError && tool?.repeatable) throw retryLater("handover", 0);
+    if (isHandedOver && outcome.outcome !== "ok" && tool?.repeatable)
+      throw retryLater("handover", 0);
     return outcome;
   } finally {
     unlink();
@@ -94,7 +96,7 @@ async function callTool(
   step: number,
   call: ToolCall,
   signal: AbortSignal,
-): Promise<ToolOutcome> {
+): Promise<ToolEnd> {
   const result = await runHandler(tools, {
     name: call.name,
     arguments: call.arguments,
@@ -106,7 +108,7 @@ async function callTool(
     signal,
     maxResultBytes: turn.limits.maxToolResultBytes,
   });
-  return { output: result.output, isError: result.status !== "ok" };
+  return { output: result.output, outcome: result.status === "ok" ? "ok" : "error" };
 }
 
 async function storeOutcome(
@@ -114,18 +116,26 @@ async function storeOutcome(
   turn: Turn,
   fence: Fence,
   call: ToolCall,
-  outcome: ToolOutcome,
+  { output, outcome }: ToolEnd,
 ): Promise<StepVerdict> {
   const verdict: StepVerdict = { next: "model" };
-  const { events, entry } = toolOutcomeEvents(call, outcome);
+  const { events, entry } = toolOutcomeEvents(call, { output, isError: outcome !== "ok" });
   const item: Item = {
     type: "function_call_output",
     id: newItemId("function_call_output"),
     call_id: call.callId,
-    output: outcome.output,
+    output,
     status: "completed",
   };
-  const result = { verdict, items: [item], output: [entry], calls: [], events, nextOutputIndex: 0 };
+  const result = {
+    verdict,
+    items: [item],
+    output: [entry],
+    outcome,
+    calls: [],
+    events,
+    nextOutputIndex: 0,
+  };
   const finished = { fence, result, modelCall: null };
   return finishStep(parts, turn, finished, Context.current().cancellationSignal);
 }

@@ -1,18 +1,20 @@
 import { ModelStreamTranslator } from "../events/translator.ts";
 import type { ModelOutput } from "../events/translator.ts";
 import type { StepWriter } from "../events/writer.ts";
-import type { UpstreamEvent } from "../responses/call.ts";
-import { priceOf, readUsage } from "../responses/pricing.ts";
+import type { ModelCall, UpstreamEvent } from "../responses/call.ts";
+import { readUsage } from "../responses/usage.ts";
 import { eventsOfResponse } from "../responses/wholeResponse.ts";
 import type { ModelCallEnd } from "../store/modelCalls.ts";
 import type { Claim } from "../store/claims.ts";
 import type { Fence } from "../store/fence.ts";
 import type { Agent } from "../turn/agent.ts";
 import type { BudgetLimit } from "../turn/budget.ts";
+import { estimateTokens, estimateUsage } from "../turn/estimate.ts";
 import { isTerminalEvent } from "../turn/events.ts";
 import type { TurnEvent } from "../turn/events.ts";
 import { failure, StepFailure } from "../turn/failures.ts";
-import type { Turn } from "../turn/turn.ts";
+import { priceOf } from "../turn/prices.ts";
+import type { TokenCounts, Turn } from "../turn/turn.ts";
 import { serverCalls } from "./callOwners.ts";
 import { readModelCall } from "./modelContext.ts";
 import type { NextModelCall } from "./modelContext.ts";
@@ -34,6 +36,8 @@ export interface ModelStep {
   takenBack: AbortSignal;
   writer: StepWriter;
   ledger: ModelCallEnd;
+  /** The call, once it is prepared. */
+  call: ModelCall | null;
   /** Whether the request may have left. */
   isSent: boolean;
   /** The response that the provider keeps, from its first event to its last. */
@@ -69,6 +73,7 @@ export async function openCall(
 ): Promise<OpenCall> {
   const { parts, turn, agent, fence } = step;
   const next = await readModelCall(parts.database, parts.tools, turn, agent, fence.step);
+  step.call = next.call;
   const translator = new ModelStreamTranslator({
     firstOutputIndex,
     isServerCall: serverCalls(agent, turn),
@@ -127,6 +132,7 @@ export async function follow(
   const finalItems = Array.isArray(response["output"]) ? response["output"] : [];
   const { events, output } = translator.finish(finalItems);
   await put(step, translator, events, last);
+  estimateUnsaid(step, finalItems as Record<string, unknown>[]);
   return { output, end: providerEnd(last.type, response), limit: next.limit };
 }
 
@@ -166,7 +172,24 @@ function noteResponse(step: ModelStep, event: UpstreamEvent): void {
   step.keptId = isKept && step.isSent ? ledger.responseId : null;
   const tokens = readUsage(response["usage"]);
   if (tokens === null) return;
-  ledger.tokens = tokens;
   const model = typeof response["model"] === "string" ? response["model"] : turn.model;
+  noteTokens(ledger, model, tokens);
+}
+
+function noteTokens(ledger: ModelCallEnd, model: string, tokens: TokenCounts): void {
+  ledger.tokens = tokens;
   ledger.costUsd = priceOf(model, tokens);
+}
+
+/** About how many tokens a request has. */
+export function estimateInput({ instructions, tools, input }: ModelCall): number {
+  return estimateTokens(instructions, tools, input);
+}
+
+/** Some providers give a whole answer and no usage with it. */
+function estimateUnsaid(step: ModelStep, items: readonly Record<string, unknown>[]): void {
+  const { ledger, turn, call, isSent } = step;
+  if (!isSent || call === null || ledger.tokens !== null) return;
+  ledger.isEstimated = true;
+  noteTokens(ledger, turn.model, estimateUsage(estimateInput(call), items));
 }

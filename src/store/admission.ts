@@ -9,6 +9,7 @@ import type { TurnRequest } from "../turn/request.ts";
 import { responseObject } from "../turn/response.ts";
 import { isTerminal } from "../turn/turn.ts";
 import type { Turn } from "../turn/turn.ts";
+import { columnText } from "./columnText.ts";
 import { one } from "./database.ts";
 import type { Database, Queryable, Transaction } from "./database.ts";
 import { turnColumns, turnFromRow } from "./turns.ts";
@@ -37,6 +38,9 @@ export interface Admitted {
   /** False when the same request had been admitted before. */
   isNew: boolean;
 }
+
+/** Generous against the API's own limit of 64; costs are added up by it, no more. */
+const maxUserChars = 256;
 
 interface Place {
   conversationId: string;
@@ -215,9 +219,9 @@ async function insertTurn(
   const status = place.holder === null ? "admitted" : "queued";
   const [row] = await tx.query<TurnRow>(
     `INSERT INTO turns (id, project_id, conversation_id, status, agent, agent_version, model,
-       request, request_hash, idempotency_key, api_key_id, limits, deadline_at)
+       request, request_hash, idempotency_key, api_key_id, limits, deadline_at, user_id)
      VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12,
-       now() + make_interval(secs => $13::float8 / 1000))
+       now() + make_interval(secs => $13::float8 / 1000), $14)
      ON CONFLICT (project_id, idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
      RETURNING ${turnColumns}`,
     [
@@ -234,6 +238,7 @@ async function insertTurn(
       admission.apiKeyId,
       JSON.stringify(admission.limits),
       admission.limits.maxTurnMs,
+      admission.request.user && columnText(admission.request.user, maxUserChars),
     ],
   );
   return row === undefined ? undefined : turnFromRow(row);

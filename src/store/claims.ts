@@ -10,7 +10,8 @@ import type { StepVerdict, ToolCall } from "../turn/verdict.ts";
 import type { Database, Queryable, Transaction } from "./database.ts";
 import { appendEvents, readAllEvents, readShownIds } from "./eventLog.ts";
 import { isHeadStart, isHeadStartAlive } from "./headStarts.ts";
-import { findOpenModelCall, openModelCall, wasteOpenCalls } from "./modelCalls.ts";
+import { findOpenModelCall, openModelCall } from "./modelCalls.ts";
+import { wasteOpenCalls } from "./wastedCalls.ts";
 import { turnColumns, turnFromRow } from "./turns.ts";
 import type { TurnRow } from "./turns.ts";
 import type { Fence } from "./fence.ts";
@@ -173,10 +174,7 @@ async function abandonPreviousAttempt(
   turn: Turn,
   step: number,
 ): Promise<TurnEvent[]> {
-  const [recorded] = await Promise.all([
-    readAllEvents(tx, turn),
-    wasteOpenCalls(tx, turn.id, step),
-  ]);
+  const [recorded] = await Promise.all([readAllEvents(tx, turn), wasteOpenCalls(tx, turn, step)]);
   return closeOpenItems(recorded).events;
 }
 
@@ -208,7 +206,8 @@ async function claimInside(
   }
   const hasShown = kind === "model" && firstOutputIndex > 0;
   const opened = isResent || kept !== null ? await findOpenModelCall(tx, fence) : null;
-  const modelCallId = kind === "model" ? (opened ?? openModelCall(tx, turn, fence)) : null;
+  const openCall = () => opened ?? openModelCall(tx, turn, fence, firstOutputIndex);
+  const modelCallId = kind === "model" ? openCall() : null;
   return {
     outcome: "claimed",
     turn,

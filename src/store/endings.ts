@@ -14,11 +14,12 @@ import type { TurnEnd } from "../turn/verdict.ts";
 import { one } from "./database.ts";
 import type { Database, Queryable, Transaction } from "./database.ts";
 import { appendEvents } from "./eventLog.ts";
-import { closeModelCall, wasteOpenCalls } from "./modelCalls.ts";
+import { closeModelCall } from "./modelCalls.ts";
 import { finishStep, holdsStep, Replaced } from "./steps.ts";
 import type { Fence } from "./fence.ts";
 import { gatherOutcome, sumUsage } from "./turnOutcome.ts";
 import type { LastStep } from "./turnOutcome.ts";
+import { wasteOpenCalls } from "./wastedCalls.ts";
 import { turnColumns, turnFromRow } from "./turns.ts";
 import type { TurnRow } from "./turns.ts";
 
@@ -77,15 +78,15 @@ async function lockTurn(
  *
  * @returns the responses that the provider keeps for them.
  */
-async function abandonSteps(tx: Transaction, turnId: string): Promise<string[]> {
+async function abandonSteps(tx: Transaction, turn: Turn): Promise<string[]> {
   const [rows] = await Promise.all([
     tx.query<{ response_id: string | null }>(
       `UPDATE steps SET state = 'abandoned'
        WHERE turn_id = $1 AND state IN ('running', 'scheduled')
        RETURNING response_id`,
-      [turnId],
+      [turn.id],
     ),
-    wasteOpenCalls(tx, turnId),
+    wasteOpenCalls(tx, turn),
   ]);
   return rows.flatMap((row) => row.response_id ?? []);
 }
@@ -167,12 +168,12 @@ interface EndingBy extends EndingCondition {
 }
 
 /** Finishes the last step, if there is one, and takes every other running step from its owner. */
-async function endSteps(tx: Transaction, turnId: string, lastStep?: LastStep): Promise<string[]> {
+async function endSteps(tx: Transaction, turn: Turn, lastStep?: LastStep): Promise<string[]> {
   const isOnlyStep = lastStep?.fence.step === 1;
   const [, , abandoned] = await Promise.all([
     lastStep === undefined ? null : finishStep(tx, lastStep.fence, lastStep.result),
     lastStep?.modelCall ? closeModelCall(tx, lastStep.modelCall) : null,
-    isOnlyStep ? [] : abandonSteps(tx, turnId),
+    isOnlyStep ? [] : abandonSteps(tx, turn),
   ]);
   return abandoned;
 }
@@ -196,7 +197,7 @@ async function endInside(
     return { outcome: "fenced", granted: null };
   }
   const [abandoned, usage, outcome] = await Promise.all([
-    endSteps(tx, turnId, by.lastStep),
+    endSteps(tx, before, by.lastStep),
     sumUsage(tx, turnId),
     gatherOutcome(tx, before, ending.status, by.lastStep),
   ]);

@@ -1,9 +1,10 @@
 import type { Degradation, Turn, TokenCounts } from "../turn/turn.ts";
 import type { Database, Queryable, Transaction } from "./database.ts";
 import type { Fence } from "./fence.ts";
-import { closeModelCall, openModelCall, wasteOpenCalls } from "./modelCalls.ts";
-import type { ModelCallEnd } from "./modelCalls.ts";
+import { openModelCall } from "./modelCalls.ts";
 import { holdsStep, Replaced } from "./steps.ts";
+import { giveUpCall, wasteOpenCalls } from "./wastedCalls.ts";
+import type { GivenUpCall } from "./wastedCalls.ts";
 
 function forgetResponse(tx: Transaction, fence: Fence, firstOutputIndex: number | null): void {
   tx.send(
@@ -15,10 +16,15 @@ function forgetResponse(tx: Transaction, fence: Fence, firstOutputIndex: number 
 }
 
 /** Closes a call whose response nobody will go on with, so that no takeover tries to. */
-export function giveUpResponse(database: Database, fence: Fence, end: ModelCallEnd): Promise<void> {
+export function giveUpResponse(
+  database: Database,
+  turn: Turn,
+  fence: Fence,
+  call: GivenUpCall,
+): Promise<void> {
   return database.transaction(async (tx) => {
     forgetResponse(tx, fence, null);
-    await closeModelCall(tx, end);
+    await giveUpCall(tx, turn, call);
   });
 }
 
@@ -38,9 +44,9 @@ export function replaceResponse(
 ): Promise<string> {
   return database.transaction(async (tx) => {
     if (!(await holdsStep(tx, fence))) throw new Replaced();
-    await wasteOpenCalls(tx, turn.id, fence.step);
+    await wasteOpenCalls(tx, turn, fence.step);
     forgetResponse(tx, fence, firstOutputIndex);
-    return openModelCall(tx, turn, fence);
+    return openModelCall(tx, turn, fence, firstOutputIndex);
   });
 }
 

@@ -1,11 +1,19 @@
 import type { Spending } from "../turn/budget.ts";
 import type { FailedCall } from "../turn/fallbacks.ts";
 import { newId } from "../turn/ids.ts";
-import type { FailureClass } from "../turn/failures.ts";
+import { maxFailureCodeChars, maxFailureMessageChars } from "../turn/failures.ts";
+import type { Failure, FailureClass } from "../turn/failures.ts";
 import type { TokenCounts, Turn } from "../turn/turn.ts";
+import { columnText } from "./columnText.ts";
 import { one } from "./database.ts";
 import type { Queryable, Transaction } from "./database.ts";
 import type { Fence } from "./fence.ts";
+
+/**
+ * How sure the tokens and the cost of a call are. `exact`: the provider said them. `estimated`: from
+ * what is on record of the request and the answer. `unknown`: nobody can say whether it cost anything.
+ */
+export type Certainty = "exact" | "estimated" | "unknown";
 
 /** How a model call ended, for the ledger. */
 export interface ModelCallEnd {
@@ -13,20 +21,41 @@ export interface ModelCallEnd {
   outcome: "used" | "wasted";
   responseId: string | null;
   requestId: string | null;
-  /** `null` where the provider did not say. */
+  /** `null` where the provider did not say and nothing was estimated. */
   tokens: TokenCounts | null;
+  /** Of the tokens, where there are any. */
+  isEstimated: boolean;
   /** US dollars; `null` when the price of the model is unknown. */
   costUsd: number | null;
-  failureClass: FailureClass | null;
+  failure: Failure | null;
 }
 
-/** Writes a call into the ledger before its request leaves [7]. Returns the row's id. */
-export function openModelCall(tx: Transaction, turn: Turn, fence: Fence): string {
+/**
+ * Writes a call into the ledger before its request leaves [7]. Returns the row's id.
+ *
+ * @param firstOutputIndex the first place of the response's output that is the call's to fill.
+ */
+export function openModelCall(
+  tx: Transaction,
+  turn: Turn,
+  fence: Fence,
+  firstOutputIndex: number,
+): string {
   const id = newId("modelCall");
   tx.send(
-    `INSERT INTO model_calls (id, project_id, turn_id, step, run_id, attempt, model)
-     VALUES ($1, $2, $3, $4, $5, $6, $7)`,
-    [id, turn.project, turn.id, fence.step, fence.runId, fence.attempt, turn.model],
+    `INSERT INTO model_calls
+       (id, project_id, turn_id, step, run_id, attempt, model, first_output_index)
+     VALUES ($1, $2, $3, $4, $5, $6, $7, $8)`,
+    [
+      id,
+      turn.project,
+      turn.id,
+      fence.step,
+      fence.runId,
+      fence.attempt,
+      turn.model,
+      firstOutputIndex,
+    ],
   );
   return id;
 }
@@ -88,41 +117,40 @@ export async function countFailedAs(
   return failed;
 }
 
-/** Closes a row of the ledger. A row that a takeover has closed as wasted is only completed. */
+/**
+ * Closes a row of the ledger. A row that a takeover has closed as wasted is only completed: what is
+ * known replaces what was not, or was estimated.
+ */
 export async function closeModelCall(queryable: Queryable, end: ModelCallEnd): Promise<void> {
   await queryable.query(
     `UPDATE model_calls SET
        outcome = CASE WHEN outcome = 'open' THEN $2 ELSE outcome END,
-       response_id = coalesce($3, response_id),
-       request_id = coalesce($4, request_id), failure_class = coalesce(failure_class, $5),
-       input_tokens = $6, cached_tokens = $7, cache_write_tokens = $8, output_tokens = $9,
-       reasoning_tokens = $10, cost_usd = $11,
-       certainty = CASE WHEN $6::bigint IS NULL THEN 'unknown' ELSE 'exact' END, ended_at = now()
+       response_id = coalesce($3, response_id), request_id = coalesce($4, request_id),
+       failure_class = coalesce(failure_class, $5),
+       failure_code = coalesce(failure_code, $6), failure_message = coalesce(failure_message, $7),
+       input_tokens = coalesce($8, input_tokens), cached_tokens = coalesce($9, cached_tokens),
+       cache_write_tokens = coalesce($10, cache_write_tokens),
+       output_tokens = coalesce($11, output_tokens),
+       reasoning_tokens = coalesce($12, reasoning_tokens),
+       cost_usd = CASE WHEN $8::bigint IS NULL THEN cost_usd ELSE $13 END,
+       certainty = CASE WHEN $8::bigint IS NULL THEN certainty ELSE $14 END, ended_at = now()
      WHERE id = $1`,
     [
       end.id,
       end.outcome,
       end.responseId,
       end.requestId,
-      end.failureClass,
+      end.failure?.class ?? null,
+      end.failure && columnText(end.failure.code, maxFailureCodeChars),
+      end.failure && columnText(end.failure.message, maxFailureMessageChars),
       end.tokens?.inputTokens ?? null,
       end.tokens?.cachedTokens ?? null,
       end.tokens?.cacheWriteTokens ?? null,
       end.tokens?.outputTokens ?? null,
       end.tokens?.reasoningTokens ?? null,
       end.costUsd,
+      end.isEstimated ? "estimated" : "exact",
     ],
-  );
-}
-
-/** Calls whose owner is gone cannot be used any more; their tokens stay unknown. */
-export async function wasteOpenCalls(tx: Queryable, turnId: string, step?: number): Promise<void> {
-  await tx.query(
-    `UPDATE model_calls SET outcome = 'wasted', ended_at = now(),
-       response_id = coalesce(response_id, (SELECT steps.response_id FROM steps
-         WHERE steps.turn_id = $1 AND steps.number = model_calls.step))
-     WHERE turn_id = $1 AND outcome = 'open' AND ($2::int IS NULL OR step = $2)`,
-    [turnId, step ?? null],
   );
 }
 
@@ -134,8 +162,10 @@ export interface ModelCallRecord {
   responseId: string | null;
   requestId: string | null;
   outcome: "open" | "used" | "wasted";
-  certainty: "exact" | "unknown";
+  certainty: Certainty;
   failureClass: FailureClass | null;
+  failureCode: string | null;
+  failureMessage: string | null;
   tokens: TokenCounts | null;
   costUsd: number | null;
   startedAt: Date;
@@ -151,6 +181,8 @@ interface ModelCallRow {
   outcome: ModelCallRecord["outcome"];
   certainty: ModelCallRecord["certainty"];
   failure_class: FailureClass | null;
+  failure_code: string | null;
+  failure_message: string | null;
   input_tokens: number | null;
   cached_tokens: number | null;
   cache_write_tokens: number | null;
@@ -171,6 +203,8 @@ function recordFromRow(row: ModelCallRow): ModelCallRecord {
     outcome: row.outcome,
     certainty: row.certainty,
     failureClass: row.failure_class,
+    failureCode: row.failure_code,
+    failureMessage: row.failure_message,
     tokens:
       row.input_tokens === null
         ? null
@@ -194,8 +228,8 @@ export async function readModelCalls(
 ): Promise<ModelCallRecord[]> {
   const rows = await queryable.query<ModelCallRow>(
     `SELECT step, attempt, model, response_id, request_id, outcome, certainty, failure_class,
-       input_tokens, cached_tokens, cache_write_tokens, output_tokens, reasoning_tokens, cost_usd,
-       started_at, ended_at
+       failure_code, failure_message, input_tokens, cached_tokens, cache_write_tokens,
+       output_tokens, reasoning_tokens, cost_usd, started_at, ended_at
      FROM model_calls WHERE turn_id = $1 AND project_id = $2 ORDER BY started_at, id`,
     [turnId, project],
   );

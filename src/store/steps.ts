@@ -28,6 +28,9 @@ export async function releaseStep(queryable: Queryable, fence: Fence): Promise<v
   );
 }
 
+/** How a tool's call ended; `unknown` when its worker died and it may not run twice [8]. */
+export type ToolOutcome = "ok" | "error" | "unknown";
+
 /** What a finished step leaves on record. */
 export interface StepResult {
   verdict: StepVerdict;
@@ -37,6 +40,8 @@ export interface StepResult {
   output: OutputEntry[];
   /** Tool calls that become the next steps, in order. */
   calls: ToolCall[];
+  /** Of a tool step. */
+  outcome?: ToolOutcome;
   /** Events that have not been flushed; the ending carries them. */
   events: TurnEvent[];
   /** The first free place of the response's output. */
@@ -51,7 +56,8 @@ export interface StepResult {
  */
 export async function finishStep(tx: Transaction, fence: Fence, result: StepResult): Promise<void> {
   const rows = await tx.query(
-    `UPDATE steps SET state = 'finished', finished_at = now(), verdict = $5, items = $6, output = $7
+    `UPDATE steps SET state = 'finished', finished_at = now(), verdict = $5, items = $6, output = $7,
+       outcome = $8
      WHERE turn_id = $1 AND number = $2 AND run_id = $3 AND attempt = $4 AND state = 'running'
      RETURNING number`,
     [
@@ -62,6 +68,7 @@ export async function finishStep(tx: Transaction, fence: Fence, result: StepResu
       JSON.stringify(result.verdict),
       JSON.stringify(result.items),
       JSON.stringify(result.output),
+      result.outcome ?? null,
     ],
   );
   if (rows.length === 0) throw new Replaced();
@@ -166,6 +173,8 @@ export interface StepRecord {
   name: string;
   state: "scheduled" | "running" | "finished" | "abandoned";
   attempt: number;
+  /** Of a finished tool step. */
+  outcome: ToolOutcome | null;
   startedAt: Date | null;
   finishedAt: Date | null;
 }
@@ -177,7 +186,7 @@ export async function readStepRecords(
   turnId: string,
 ): Promise<StepRecord[]> {
   return queryable.query<StepRecord>(
-    `SELECT steps.number, steps.kind, steps.name, steps.state, steps.attempt,
+    `SELECT steps.number, steps.kind, steps.name, steps.state, steps.attempt, steps.outcome,
        steps.started_at AS "startedAt", steps.finished_at AS "finishedAt"
      FROM steps JOIN turns ON turns.id = steps.turn_id
      WHERE steps.turn_id = $1 AND turns.project_id = $2 ORDER BY steps.number`,

@@ -56,7 +56,7 @@ export async function sumUsage(tx: Queryable, turnId: string): Promise<Usage | n
          coalesce(sum(cached_tokens), 0)::bigint AS cached,
          coalesce(sum(output_tokens), 0)::bigint AS output,
          coalesce(sum(reasoning_tokens), 0)::bigint AS reasoning
-       FROM model_calls WHERE turn_id = $1 AND outcome = 'used' AND input_tokens IS NOT NULL`,
+       FROM model_calls WHERE turn_id = $1 AND outcome = 'used' AND certainty = 'exact'`,
       [turnId],
     ),
   );

@@ -212,8 +212,8 @@ export interface Failure {
   requestId?: string;
 }
 
-const maxFailureMessageChars = 500;
-const maxFailureCodeChars = 64;
+export const maxFailureMessageChars = 500;
+export const maxFailureCodeChars = 64;
 
 /** Makes a {@link Failure}; the message is cut to one line of bounded length. */
 export function failure(

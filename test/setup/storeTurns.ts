@@ -118,7 +118,8 @@ export function usedCall(id: string | null, inputTokens = 10, outputTokens = 5):
     requestId: "req_1",
     tokens: { inputTokens, cachedTokens: 2, cacheWriteTokens: 0, outputTokens, reasoningTokens: 1 },
     costUsd: 0.5,
-    failureClass: null,
+    isEstimated: false,
+    failure: null,
   };
 }
 
