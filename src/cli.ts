@@ -1,10 +1,15 @@
 #!/usr/bin/env node
-import { Command, InvalidArgumentError } from "commander";
+import { Command, InvalidArgumentError, Option } from "commander";
 import { InvalidConfig, readConfig } from "./config.ts";
 import type { Config } from "./config.ts";
 import { TurnNotCompleted } from "./dev/chat.ts";
 import { PortTakenError } from "./dev/ports.ts";
+import type { ShowCost } from "./commands/cost.ts";
+import { parseTime } from "./commands/figures.ts";
+import { GatewayRefused } from "./commands/gatewayClient.ts";
+import type { ListTurns } from "./commands/turns.ts";
 import { DataFolderInUseError } from "./dev/lockFile.ts";
+import { costSubjects } from "./store/costs.ts";
 import { Refusal } from "./turn/failures.ts";
 
 const program = new Command("turnkeeper")
@@ -75,6 +80,73 @@ key
     await revokeKey(readConfig(), id);
   });
 
+const turn = program.command("turn").description("look at turns, by way of a gateway");
+
+toGateway(turn.command("list"))
+  .description("list turns, newest first")
+  .option(
+    "--status <status>",
+    "queued, admitted, running, completed, incomplete, failed, cancelled",
+  )
+  .option("--conversation <id>", "only turns of this conversation")
+  .option("--agent <name>", "only turns of this agent")
+  .option(
+    "--since <time>",
+    "only turns created since then: ISO 8601, or an age such as 24h",
+    parseTime,
+  )
+  .option("--until <time>", "only turns created before then", parseTime)
+  .option("--limit <count>", "at most so many, up to 100", "20")
+  .option("--after <turn>", "go on behind this turn of an earlier list")
+  .addHelpText("after", "\nExample: turnkeeper turn list --status failed --since 24h")
+  .action(async (options: GatewayOptions & ListTurns) => {
+    const { listTurns } = await import("./commands/turns.ts");
+    await listTurns(gatewayConfig(options), options);
+  });
+
+toGateway(turn.command("show <id>"))
+  .description("tell the story of a turn: its steps, attempts, waits, failures, tokens and cost")
+  .addHelpText("after", "\nExample: turnkeeper turn show resp_0192f3c1a7b4c0ffee")
+  .action(async (id: string, options: GatewayOptions) => {
+    const { showTurn } = await import("./commands/turns.ts");
+    await showTurn(gatewayConfig(options), id, options);
+  });
+
+toGateway(program.command("cost"))
+  .description("tell what model calls have cost, wasted ones included")
+  .addOption(
+    new Option("--by <subject>", "what to add up by").choices(costSubjects).default("agent"),
+  )
+  .option("--since <time>", "only calls since then: ISO 8601, or an age such as 7d", parseTime)
+  .option("--until <time>", "only calls before then", parseTime)
+  .option("--limit <count>", "at most so many lines, up to 100", "20")
+  .addHelpText("after", "\nExample: turnkeeper cost --by day --since 7d")
+  .action(async (options: GatewayOptions & ShowCost) => {
+    const { showCost } = await import("./commands/cost.ts");
+    await showCost(gatewayConfig(options), options);
+  });
+
+/** What every command has that asks a gateway. */
+interface GatewayOptions {
+  url?: string;
+  json?: boolean;
+}
+
+function toGateway(command: Command): Command {
+  return command
+    .option("--url <url>", "the gateway; default TURNKEEPER_URL or http://127.0.0.1:7823", parseUrl)
+    .option("--json", "print the gateway's answer as JSON");
+}
+
+function gatewayConfig({ url }: GatewayOptions): Config {
+  return readConfig(url === undefined ? {} : { gatewayUrl: url });
+}
+
+function parseUrl(text: string): string {
+  if (URL.canParse(text) && /^https?:$/.test(new URL(text).protocol)) return text;
+  throw new InvalidArgumentError("A URL such as http://127.0.0.1:7823 is needed.");
+}
+
 function parsePort(text: string): number {
   const port = Number(text);
   const maxPort = 65_535;
@@ -88,7 +160,14 @@ function configWith(port: number | undefined): Config {
 
 /** Errors that say all there is to say; others are defects and show where they are. */
 function isExpected(error: unknown): error is Error {
-  const expected = [InvalidConfig, PortTakenError, DataFolderInUseError, TurnNotCompleted, Refusal];
+  const expected = [
+    InvalidConfig,
+    PortTakenError,
+    DataFolderInUseError,
+    TurnNotCompleted,
+    Refusal,
+    GatewayRefused,
+  ];
   return expected.some((type) => error instanceof type);
 }
 

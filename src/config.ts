@@ -34,6 +34,9 @@ export const environment = z.object({
   TURNKEEPER_TASK_QUEUE: z.string().min(1).default(defaultTaskQueue),
   TURNKEEPER_HOST: z.string().min(1).default("127.0.0.1"),
   TURNKEEPER_PORT: port.default(7823),
+  TURNKEEPER_URL: z.url({ protocol: /^https?$/ }).optional(),
+  TURNKEEPER_TEMPORAL_UI_URL: z.url({ protocol: /^https?$/ }).optional(),
+  TURNKEEPER_API_KEY: z.string().min(1).optional(),
   TURNKEEPER_MAX_BODY_BYTES: count.default(maxBodyBytesDefault),
   TURNKEEPER_MAX_CONCURRENT_STEPS: count.default(250),
   TURNKEEPER_MAX_DATABASE_CONNECTIONS: count.default(20),
@@ -69,6 +72,12 @@ export interface Config {
   port: number;
   /** Whether the port was set by hand: then it is never stepped over. */
   isPortGiven: boolean;
+  /** Of the Temporal UI, for links to workflows; `null`: not known. */
+  temporalUiUrl: string | null;
+  /** The gateway that commands such as `turnkeeper turn list` ask. */
+  gatewayUrl: string;
+  /** The key that these commands send; `null`: none. */
+  gatewayApiKey: string | null;
   maxBodyBytes: number;
   /** Model calls and tool calls that one worker runs at a time. */
   maxConcurrentSteps: number;
@@ -116,6 +125,9 @@ export function readConfig(
     host: env.TURNKEEPER_HOST,
     port: env.TURNKEEPER_PORT,
     isPortGiven: given["TURNKEEPER_PORT"] !== undefined || options.port !== undefined,
+    temporalUiUrl: env.TURNKEEPER_TEMPORAL_UI_URL ?? null,
+    gatewayUrl: env.TURNKEEPER_URL ?? `http://127.0.0.1:${env.TURNKEEPER_PORT}`,
+    gatewayApiKey: env.TURNKEEPER_API_KEY ?? null,
     maxBodyBytes: env.TURNKEEPER_MAX_BODY_BYTES,
     maxConcurrentSteps: env.TURNKEEPER_MAX_CONCURRENT_STEPS,
     shutdownGraceMs: env.TURNKEEPER_SHUTDOWN_GRACE_MS,

@@ -61,3 +61,8 @@ export function connectLazily(options: TemporalOptions): {
   const connection = Connection.lazy({ ...connectionOptions, connectTimeout: connectTimeoutMs });
   return { connection, client: new Client({ connection, namespace }) };
 }
+
+/** Where a Temporal UI shows the workflows of a namespace, without the workflow's id. */
+export function workflowsUrl(uiUrl: string, namespace: string): string {
+  return `${uiUrl.replace(/\/+$/, "")}/namespaces/${namespace}/workflows`;
+}

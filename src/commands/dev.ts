@@ -45,7 +45,7 @@ function progress(): (step: string) => void {
 
 async function introduce(stack: DevStack, chat: Chat, signal: AbortSignal): Promise<void> {
   console.log(`\nResponses API   ${stack.gatewayUrl}/v1`);
-  if (stack.temporalUiUrl !== undefined) console.log(`Temporal UI     ${stack.temporalUiUrl}`);
+  if (stack.temporalUiUrl !== null) console.log(`Temporal UI     ${stack.temporalUiUrl}`);
   if (stack.isSimulated)
     console.log("Model           simulated; set OPENAI_API_KEY for a real one");
   if (chat.isContinued) console.log("\nThe conversation goes on where it was left.");

@@ -5,7 +5,7 @@ import { EventHub } from "../events/hub.ts";
 import { startGateway } from "../gateway/gateway.ts";
 import { Offers } from "../offers.ts";
 import { connectLazily } from "../temporal.ts";
-import { createLog, openDatabase, shutdownSignal } from "./parts.ts";
+import { configuredWorkflowsUrl, createLog, openDatabase, shutdownSignal } from "./parts.ts";
 import { waitFor } from "./waiting.ts";
 
 /** `turnkeeper gateway`: serves HTTP until SIGTERM; open streams end and resume elsewhere. */
@@ -36,6 +36,7 @@ export async function runGateway(config: Config): Promise<void> {
     host: config.host,
     port: config.port,
     maxBodyBytes: config.maxBodyBytes,
+    workflowsUrl: configuredWorkflowsUrl(config, client),
     log,
   });
   log.info({ url: gateway.url }, "gateway started");

@@ -1,3 +1,4 @@
+import type { Client } from "@temporalio/client";
 import { pino } from "pino";
 import type { Logger } from "pino";
 import { InvalidConfig } from "../config.ts";
@@ -7,7 +8,7 @@ import type { ModelEndpoint } from "../responses/call.ts";
 import type { Database } from "../store/database.ts";
 import { migrate } from "../store/migrate.ts";
 import { openPostgres } from "../store/postgres.ts";
-import { connectNatively } from "../temporal.ts";
+import { connectNatively, workflowsUrl } from "../temporal.ts";
 import { waitFor } from "./waiting.ts";
 
 /** A log of JSON lines on stderr; bodies and secrets are never given to it [15]. */
@@ -65,4 +66,10 @@ export function openEndpoint(config: Config): ModelEndpoint {
     connectTimeoutMs: config.connectTimeoutMs,
     headersTimeoutMs: config.headersTimeoutMs,
   });
+}
+
+/** Where workflows can be looked at; `null` where the configuration does not say. */
+export function configuredWorkflowsUrl(config: Config, client: Client): string | null {
+  if (config.temporalUiUrl === null) return null;
+  return workflowsUrl(config.temporalUiUrl, client.options.namespace);
 }

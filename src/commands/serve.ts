@@ -4,7 +4,14 @@ import type { Config } from "../config.ts";
 import { EventHub } from "../events/hub.ts";
 import { startGateway } from "../gateway/gateway.ts";
 import { createWorker, workerSettings } from "../worker.ts";
-import { createLog, openDatabase, openEndpoint, openTemporal, shutdownSignal } from "./parts.ts";
+import {
+  configuredWorkflowsUrl,
+  createLog,
+  openDatabase,
+  openEndpoint,
+  openTemporal,
+  shutdownSignal,
+} from "./parts.ts";
 
 /**
  * `turnkeeper serve`: gateway and worker in one process, the shortest way of a turn. Several of them
@@ -30,6 +37,7 @@ export async function runServe(config: Config): Promise<void> {
     host: config.host,
     port: config.port,
     maxBodyBytes: config.maxBodyBytes,
+    workflowsUrl: configuredWorkflowsUrl(config, client),
     log,
   });
   log.info({ url: gateway.url, taskQueue: config.taskQueue }, "serve started");

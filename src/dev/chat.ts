@@ -85,8 +85,6 @@ async function summary(stack: DevStack, turnId: string): Promise<string> {
   const cost = stack.isSimulated ? `nothing (simulated; as a real call ${price})` : price;
   const calledModel = `${calls.length} model call${calls.length === 1 ? "" : "s"}`;
   const lines = [`turn ${turnId}: ${calledModel}, ${tokens} tokens, cost ${cost}`];
-  if (stack.temporalUiUrl !== undefined) {
-    lines.push(`${stack.temporalUiUrl}/namespaces/${stack.namespace}/workflows/${turnId}`);
-  }
+  if (stack.workflowsUrl !== null) lines.push(`${stack.workflowsUrl}/${turnId}`);
   return lines.join("\n");
 }

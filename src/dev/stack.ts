@@ -13,7 +13,7 @@ import type { Database } from "../store/database.ts";
 import { migrate } from "../store/migrate.ts";
 import { openPglite } from "../store/pglite.ts";
 import { openPostgres } from "../store/postgres.ts";
-import { connectNatively } from "../temporal.ts";
+import { connectNatively, workflowsUrl } from "../temporal.ts";
 import { createWorker, workerSettings } from "../worker.ts";
 import { exampleApp } from "./exampleApp.ts";
 import { lockDataFolder } from "./lockFile.ts";
@@ -24,9 +24,10 @@ import { startTemporalServer } from "./temporalServer.ts";
 export interface DevStack {
   database: Database;
   gatewayUrl: string;
-  /** `undefined` when Temporal was there already: then it is known to who started it. */
-  temporalUiUrl: string | undefined;
-  namespace: string;
+  /** `null` when Temporal was there already and the configuration does not name its UI. */
+  temporalUiUrl: string | null;
+  /** Where that UI shows workflows, without the id. */
+  workflowsUrl: string | null;
   isSimulated: boolean;
   /** Rejects when a part that must stay up has stopped. */
   broken: Promise<never>;
@@ -136,6 +137,8 @@ async function startParts(
     each.shutdown();
     await running;
   });
+  const uiUrl = temporal?.uiUrl ?? config.temporalUiUrl;
+  const shownAt = uiUrl === null ? null : workflowsUrl(uiUrl, client.options.namespace);
   const gateway = await startGateway({
     database,
     turnkeeper: new Turnkeeper(
@@ -146,6 +149,7 @@ async function startParts(
     host: config.host,
     port,
     maxBodyBytes: config.maxBodyBytes,
+    workflowsUrl: shownAt,
     log,
   });
   started.add(gateway, (each) => each.close());
@@ -155,8 +159,8 @@ async function startParts(
   return {
     database,
     gatewayUrl: gateway.url,
-    temporalUiUrl: temporal?.uiUrl,
-    namespace: client.options.namespace,
+    temporalUiUrl: uiUrl,
+    workflowsUrl: shownAt,
     isSimulated: config.openaiApiKey === null,
     broken,
     close: () => started.close(),

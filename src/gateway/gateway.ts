@@ -12,6 +12,7 @@ import { parseJsonBodies } from "./body.ts";
 import { closingRefusal } from "./connection.ts";
 import { addConversationItemRoutes } from "./conversationItems.ts";
 import { addConversationRoutes } from "./conversations.ts";
+import { addCostRoute } from "./costs.ts";
 import { answerUnknownRoute, createErrorHandler } from "./errors.ts";
 import { addHealthRoutes } from "./health.ts";
 import { addModelRoutes } from "./models.ts";
@@ -27,6 +28,8 @@ export interface GatewayOptions {
   /** 0: any free port. */
   port: number;
   maxBodyBytes: number;
+  /** Where the Temporal UI shows workflows, without the id; see `workflowsUrl`. Default: not known. */
+  workflowsUrl?: string | null;
   /** Time between the signs of life on a stream without events. Default 15,000. */
   keepAliveMs?: number;
   log: Logger;
@@ -90,7 +93,8 @@ function addApi(app: FastifyInstance, options: GatewayOptions, closing: AbortSig
   addConversationRoutes(app, database);
   addConversationItemRoutes(app, database);
   addModelRoutes(app, database);
-  addTurnRoutes(app, database);
+  addCostRoute(app, database);
+  addTurnRoutes(app, database, options.workflowsUrl ?? null);
 }
 
 /**

@@ -1,3 +1,5 @@
+import { Refusal } from "../turn/failures.ts";
+
 /** The query of lists, as the OpenAI API has it. */
 export const pageQuery = {
   limit: { type: "integer", minimum: 1, maximum: 100, default: 20 },
@@ -33,4 +35,14 @@ export function listObject<Element extends { id: string }>(elements: Element[], 
     last_id: data.at(-1)?.id ?? null,
     has_more: elements.length > limit,
   };
+}
+
+/** A time in a query: ISO 8601, or seconds since 1970. */
+export function timeOf(value: string | undefined, param: string): Date | undefined {
+  if (value === undefined) return undefined;
+  const isSeconds = /^\d+(\.\d+)?$/.test(value);
+  const isIso = /^\d{4}-\d\d-\d\d([T ]|$)/.test(value);
+  const time = new Date(isSeconds ? Number(value) * 1000 : isIso ? value : Number.NaN);
+  if (!Number.isNaN(time.getTime())) return time;
+  throw new Refusal("invalid_value", `'${param}' must be an ISO 8601 time or Unix seconds.`, param);
 }
