@@ -152,6 +152,27 @@ describeOnBoth("[7] a call whose usage never arrived", (open) => {
     expect(await giveUp(database, { failure: failure("transport") })).toMatchObject(unsaid);
   });
 
+  test("and whose owner has been replaced is not estimated by what the next call wrote", async () => {
+    const { database } = open;
+    const turn = await admit(database);
+    const { modelCallId } = await claimed(database, fence(turn));
+    const by = fence(turn, { attempt: 2 });
+    await claimed(database, by);
+    const bodies = itemEvents(message(eightTokens), 0).map(eventBody);
+    await flushEvents(database, [{ ...by, flush: 1, bodies, nextOutputIndex: 1, place: null }]);
+    const end = {
+      ...usedCall(modelCallId),
+      outcome: "wasted",
+      tokens: null,
+      costUsd: null,
+    } as const;
+    await giveUpCall(database, turn, { end, inputTokens: () => 1_000 });
+    expect(await callsOf(database, turn)).toMatchObject([
+      { certainty: "estimated", tokens: { inputTokens: 1_000, outputTokens: 0 } },
+      { outcome: "open", certainty: "unknown" },
+    ]);
+  });
+
   test.each<FailureClass>(["rate_limited", "quota_exhausted", "overloaded", "invalid_request"])(
     "because the provider refused it (%s) is estimated as nothing, and says why",
     async (failureClass) => {

@@ -61,12 +61,17 @@ export async function giveUpCall(
   const isRefused = end.failure !== null && refusals.has(end.failure.class);
   if (end.responseId === null && isRefused) return writeEstimate(tx, end.id, nothing, 0);
   if (end.responseId === null && end.requestId === null) return;
-  const calls = await tx.query<UnmeasuredCall>(
-    `SELECT ${unmeasuredColumns} FROM model_calls WHERE id = $1 AND certainty = 'unknown'`,
+  const calls = await tx.query<UnmeasuredCall & { endIndex: number | null }>(
+    `SELECT ${unmeasuredColumns}, (
+       SELECT min(first_output_index) FROM model_calls later
+       WHERE later.turn_id = call.turn_id AND later.started_at > call.started_at) AS "endIndex"
+     FROM model_calls call WHERE id = $1 AND certainty = 'unknown'`,
     [end.id],
   );
-  for (const call of calls) {
-    const written = writtenSince(call.firstOutputIndex, await readAllEvents(tx, turn));
+  for (const { endIndex, ...call } of calls) {
+    // Where the owner has been replaced meanwhile, what follows is another call's.
+    const before = endIndex ?? Number.POSITIVE_INFINITY;
+    const written = writtenBetween(call.firstOutputIndex, before, await readAllEvents(tx, turn));
     const input = inputTokens?.() ?? (await readInputTokens(tx, turn));
     await writePriced(tx, call, estimateUsage(input, written));
   }
@@ -88,15 +93,16 @@ export async function wasteOpenCalls(tx: Queryable, turn: Turn, step?: number): 
   if (calls.length === 0) return;
   const events = await readAllEvents(tx, turn);
   for (const call of calls) {
-    const written = writtenSince(call.firstOutputIndex, events);
+    const written = writtenBetween(call.firstOutputIndex, Number.POSITIVE_INFINITY, events);
     if (written.length === 0) continue;
     await writePriced(tx, call, estimateUsage(await readInputTokens(tx, turn), written));
   }
 }
 
-/** The output items at and behind a place, as far as the events tell them. */
-function writtenSince(
+/** The output items from a place on and before another one, as far as the events tell them. */
+function writtenBetween(
   firstIndex: number,
+  endIndex: number,
   events: Awaited<ReturnType<typeof readAllEvents>>,
 ): Record<string, unknown>[] {
   const finished = events
@@ -106,7 +112,7 @@ function writtenSince(
       item: event["item"] as Record<string, unknown>,
     }));
   return [...finished, ...closeOpenItems(events).output]
-    .filter(({ index }) => index >= firstIndex)
+    .filter(({ index }) => index >= firstIndex && index < endIndex)
     .map(({ item }) => item);
 }
 
