@@ -17,6 +17,8 @@ const refusals: ReadonlySet<FailureClass> = new Set([
   "overloaded",
   "server_error",
   "context_overflow",
+  "item_not_found",
+  "previous_response_not_found",
   "invalid_request",
   "model_not_found",
   "authentication",
