@@ -1,6 +1,7 @@
 import type { Logger } from "pino";
 import { tellOfEnding } from "./activities/finishTurn.ts";
 import type { Engine } from "./engine.ts";
+import { cancelTurn } from "./store/cancels.ts";
 import type { Database } from "./store/database.ts";
 import { endTurn } from "./store/endings.ts";
 import type { Ending } from "./store/endings.ts";
@@ -10,6 +11,7 @@ import {
   dropOldPartitions,
   findExpiredQueuedTurns,
   findStaleTurns,
+  findTurnsToCancel,
   makePartitions,
   takeUpkeepTurn,
 } from "./store/upkeep.ts";
@@ -32,6 +34,15 @@ export const defaultJanitorSettings: JanitorSettings = {
   eventRetentionDays: 30,
 };
 
+/**
+ * How often within a round a process asks whether it is its turn: where the one that made the last
+ * round is gone, the next one comes this much later than usual and not a whole round.
+ */
+const triesPerRound = 4;
+
+/** A cancel whose turn has not ended after this long is delivered again. */
+const undeliveredMs = 5_000;
+
 /** Turns that are read at a time; Temporal is asked for all of a page at once. */
 const pageTurns = 20;
 const partitionDaysAhead = 3;
@@ -50,7 +61,7 @@ export interface JanitorParts {
 
 /**
  * Looks after what no workflow can: turns that nobody started, turns whose workflow is gone, queued
- * ones that are too late, and old events. It asks Temporal before it touches a turn that may have a
+ * ones that are too late, cancels that nobody delivered, and old events. It asks Temporal before it touches a turn that may have a
  * worker, and leaves it alone while Temporal is out of reach.
  */
 export class Janitor {
@@ -76,7 +87,7 @@ export class Janitor {
       })
       .finally(() => {
         if (this.#isClosed) return;
-        this.#timer = setTimeout(() => this.start(), this.#settings.roundMs);
+        this.#timer = setTimeout(() => this.start(), this.#settings.roundMs / triesPerRound);
         this.#timer.unref();
       });
   }
@@ -93,8 +104,9 @@ export class Janitor {
     await takeUpkeepTurn(this.#parts.database, holdMs, async () => {
       const leaseEndsAt = performance.now() + holdMs;
       const isOver = () => this.#isClosed || performance.now() > leaseEndsAt;
-      // The one that needs no Temporal comes first; none of them can keep the others from their turn.
+      // Those that need no Temporal come first; none of them can keep the others from their turn.
       await this.#try(() => this.#endExpired(isOver));
+      await this.#try(() => this.#deliverCancels(isOver));
       await this.#try(() => this.#tidyEvents(isOver));
       if (!this.#isClosed) await this.#try(() => this.#lookAfterStale(isOver));
     });
@@ -116,11 +128,26 @@ export class Janitor {
   }
 
   async #endExpired(isOver: () => boolean): Promise<void> {
-    const { database } = this.#parts;
+    const find = (after: string | null) =>
+      findExpiredQueuedTurns(this.#parts.database, pageTurns, after);
+    await this.#forEach(find, (turn) => this.#end(turn, expired), isOver);
+  }
+
+  async #deliverCancels(isOver: () => boolean): Promise<void> {
+    const find = (after: string | null) =>
+      findTurnsToCancel(this.#parts.database, undeliveredMs, pageTurns, after);
+    await this.#forEach(find, (turn) => this.#cancel(turn), isOver);
+  }
+
+  async #forEach(
+    find: (after: string | null) => Promise<UpkeepTurn[]>,
+    work: (turn: UpkeepTurn) => Promise<void>,
+    isOver: () => boolean,
+  ): Promise<void> {
     let after: string | null = null;
     while (!isOver()) {
-      const page: UpkeepTurn[] = await findExpiredQueuedTurns(database, pageTurns, after);
-      for (const turn of page) await this.#try(() => this.#end(turn, expired), turn.id);
+      const page: UpkeepTurn[] = await find(after);
+      await Promise.all(page.map((turn) => this.#try(() => work(turn), turn.id)));
       after = page.at(-1)?.id ?? null;
       if (page.length < pageTurns) return;
     }
@@ -164,6 +191,15 @@ export class Janitor {
     if (whole === null || isTerminal(whole.status)) return;
     log.info({ turn: turn.id }, "starting a turn that Temporal does not know");
     await engine.startTurn(whole);
+  }
+
+  /** Their followers have gone, or whoever asked for the cancel died before anybody heard of it. */
+  async #cancel(turn: UpkeepTurn): Promise<void> {
+    const { database, engine } = this.#parts;
+    const asked = await cancelTurn(database, turn);
+    if (asked.outcome === "ended") tellOfEnding(this.#parts, asked);
+    else await database.notify("turnkeeper_cancels", turn.id);
+    await engine.cancelWorkflow(turn.id);
   }
 
   async #end(turn: UpkeepTurn, ending: Ending): Promise<void> {

@@ -6,9 +6,11 @@ import type { Admission, Admitted, BusyMode } from "./store/admission.ts";
 import { listAgents } from "./store/agents.ts";
 import { StoreUnavailable } from "./store/database.ts";
 import type { Database } from "./store/database.ts";
-import { cancelTurn } from "./store/endings.ts";
+import { cancelTurn } from "./store/cancels.ts";
+import type { CancelOutcome } from "./store/cancels.ts";
+import { markDisconnected, reattachTurn } from "./store/disconnects.ts";
 import { readEventsAfter, readProgress } from "./store/eventLog.ts";
-import { markDisconnected, readTurn, readVisibleTurn, reattachTurn } from "./store/turns.ts";
+import { readTurn, readVisibleTurn } from "./store/turns.ts";
 import { parseEvent } from "./turn/events.ts";
 import type { NumberedEvent, RecordedEvent } from "./turn/events.ts";
 import { Refusal } from "./turn/failures.ts";
@@ -36,6 +38,11 @@ export interface StartOptions {
   whenBusy?: BusyMode | undefined;
   /** The key by which the request came in, kept with the turn. */
   apiKeyId?: string | undefined;
+  /**
+   * Cancels the turn this long after everybody who followed it at a gateway has gone. Default: never;
+   * a {@link TurnHandle} has no connection that could break.
+   */
+  disconnectGraceMs?: number | undefined;
 }
 
 /** How a turn ended. */
@@ -154,7 +161,7 @@ export class Turns {
     body: ResponseRequest,
     options: StartOptions = {},
   ): Promise<Admitted & { started: Promise<void> }> {
-    const { database, engine, headStart } = this.#parts;
+    const { database } = this.#parts;
     const { idempotencyKey } = options;
     if (idempotencyKey !== undefined && !idempotencyKeyPattern.test(idempotencyKey)) {
       const rule = "An idempotency key has 1 to 255 printable ASCII characters without spaces.";
@@ -171,15 +178,25 @@ export class Turns {
         idempotencyKey: idempotencyKey ?? null,
         apiKeyId: options.apiKeyId ?? null,
         whenBusy: options.whenBusy ?? "reject",
+        disconnectGraceMs: options.disconnectGraceMs ?? null,
       }),
     );
-    const { turn, isNew } = admitted;
-    if (turn.status !== "admitted") return { ...admitted, started: Promise.resolve() };
-    if (isNew && headStart?.(turn, () => this.#tell(turn))) {
-      return { ...admitted, started: Promise.resolve() };
-    }
+    const work = [this.#begin(admitted), this.#followInterruption(admitted)];
+    return { ...admitted, started: Promise.all(work).then(() => {}) };
+  }
+
+  async #begin({ turn, isNew }: Admitted): Promise<void> {
+    const { engine, headStart } = this.#parts;
+    if (turn.status !== "admitted") return;
+    if (isNew && headStart?.(turn, () => this.#tell(turn))) return;
     // On record it cannot be lost; if Temporal is away, the janitor starts it later.
-    return { ...admitted, started: engine.startTurn(turn).catch(() => {}) };
+    await engine.startTurn(turn).catch(() => {});
+  }
+
+  /** What of it fails is made up for by the worker's reread of the record, and by the janitor. */
+  async #followInterruption({ turn, interrupted }: Admitted): Promise<void> {
+    if (interrupted === null) return;
+    await this.#followCancel(interrupted.turnId, interrupted.cancelled, turn.id).catch(() => {});
   }
 
   async #putOnRecord(admission: Admission): Promise<Admitted> {
@@ -191,7 +208,7 @@ export class Turns {
       // Only the answer to the commit may have been lost: then the turn is on record [1].
       const turn = await readTurn(database, this.project, admission.turnId);
       if (turn === null) throw error;
-      return { turn, isNew: true };
+      return { turn, isNew: true, interrupted: null };
     }
   }
 
@@ -288,21 +305,34 @@ export class Turns {
 
   /** Asks for a turn's end and returns its record after that; a terminal turn stays as it is. */
   async cancel(turnId: string): Promise<Turn> {
-    const { database, engine, hub } = this.#parts;
     const turn = await this.read(turnId);
     if (isTerminal(turn.status)) return turn;
-    const outcome = await this.#reachable(() => cancelTurn(database, turn));
-    if (outcome.outcome === "requested") await database.notify("turnkeeper_cancels", turn.id);
+    const outcome = await this.#reachable(() => cancelTurn(this.#parts.database, turn));
+    await this.#followCancel(turn.id, outcome);
+    return this.read(turnId);
+  }
+
+  /**
+   * Tells of a cancel that is on record: the worker that is at the turn, or those who wait for what its
+   * end did, and its workflow.
+   *
+   * @param begun a turn that was granted its conversation, and that the caller begins.
+   */
+  async #followCancel(turnId: string, outcome: CancelOutcome, begun?: string): Promise<void> {
+    const { database, engine, hub } = this.#parts;
+    if (outcome.outcome === "requested") await database.notify("turnkeeper_cancels", turnId);
     else {
       hub.wake();
       await database.notify("turnkeeper_events", "");
-      const granted =
-        outcome.granted === null ? null : await readTurn(database, this.project, outcome.granted);
-      if (granted !== null) await engine.startGranted(granted).catch(() => {});
+      const { granted } = outcome;
+      const next =
+        granted === null || granted === begun
+          ? null
+          : await readTurn(database, this.project, granted);
+      if (next !== null) await engine.startGranted(next).catch(() => {});
     }
     // Second, so that the worker has ended the turn by the time that the workflow looks.
-    await engine.cancelWorkflow(turn.id).catch(() => {});
-    return this.read(turnId);
+    await engine.cancelWorkflow(turnId).catch(() => {});
   }
 
   async *#readEnded(turn: Turn, first: RecordedEvent[]): AsyncGenerator<RecordedEvent[]> {

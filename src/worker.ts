@@ -193,6 +193,7 @@ async function openParts(
     currentRun: async (turnId) => (await engine.currentRun(turnId))?.runId ?? null,
     startGranted: createGrants(database, engine, log),
     cancelResponse: createResponseCanceller(database, endpoint, log),
+    cancelWorkflow: (turnId) => engine.cancelWorkflow(turnId),
     announce,
     log,
   };

@@ -89,7 +89,7 @@ describeOnBoth("admission", (open) => {
     const first = await admitTurn(database, ask);
     const before = await onRecord(database);
     const second = await admitTurn(database, { ...ask, turnId: "resp_other" });
-    expect(second).toEqual({ turn: first.turn, isNew: false });
+    expect(second).toEqual({ turn: first.turn, isNew: false, interrupted: null });
     expect(await onRecord(database)).toEqual(before);
     await answer(database, first.turn);
     const third = await admitTurn(database, { ...ask, turnId: "resp_third" });

@@ -13,15 +13,9 @@ import {
   updateConversation,
 } from "../src/store/conversations.ts";
 import type { Database } from "../src/store/database.ts";
+import { markDisconnected, reattachTurn } from "../src/store/disconnects.ts";
 import { readModelCalls } from "../src/store/modelCalls.ts";
-import {
-  hideTurn,
-  listTurns,
-  markDisconnected,
-  readTurn,
-  readVisibleTurn,
-  reattachTurn,
-} from "../src/store/turns.ts";
+import { hideTurn, listTurns, readTurn, readVisibleTurn } from "../src/store/turns.ts";
 import { contentHash } from "../src/turn/canonical.ts";
 import type { Item } from "../src/turn/items.ts";
 import { userMessage } from "../src/turn/items.ts";

@@ -92,6 +92,7 @@ describeWith(["postgres", "temporal"], "a turn that is cancelled", () => {
       idempotencyKey: null,
       apiKeyId: null,
       whenBusy: "reject",
+      disconnectGraceMs: null,
     });
     await turnkeeper.turns.cancel(turn.id);
     const handle = await turnkeeper.turns.get(turn.id);

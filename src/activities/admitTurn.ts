@@ -1,5 +1,6 @@
 import { ApplicationFailure, Context } from "@temporalio/activity";
 import { admitTurn as putOnRecord, unknownProject } from "../store/admission.ts";
+import type { Interruption } from "../store/admission.ts";
 import { listAgents } from "../store/agents.ts";
 import { hasProject } from "../store/apiKeys.ts";
 import { readRequestHash, readTurnOfWorkflow } from "../store/turns.ts";
@@ -12,6 +13,7 @@ import { isTerminal } from "../turn/turn.ts";
 import type { Turn } from "../turn/turn.ts";
 import { turnEnd } from "../turn/verdict.ts";
 import type { TurnEnd } from "../turn/verdict.ts";
+import { tellOfEnding } from "./finishTurn.ts";
 import type { Parts } from "./parts.ts";
 import { retryLater } from "./stepContext.ts";
 
@@ -45,7 +47,7 @@ export function createAdmitTurn(parts: Parts) {
 }
 
 const startFields = new Set(["project", "when_busy", "request"]);
-const busyModes: ReadonlySet<unknown> = new Set(["queue", "reject"]);
+const busyModes: ReadonlySet<unknown> = new Set(["queue", "reject", "interrupt"]);
 
 /** Checks what the request's own check does not: the argument around it. */
 function checkStart(start: unknown): Required<Pick<DirectStart, "when_busy">> & DirectStart {
@@ -69,7 +71,8 @@ function checkStart(start: unknown): Required<Pick<DirectStart, "when_busy">> & 
   const given = start as DirectStart;
   const when_busy = given.when_busy ?? "queue";
   if (!busyModes.has(when_busy)) {
-    throw new Refusal("invalid_value", "'when_busy' must be 'queue' or 'reject'.", "when_busy");
+    const problem = "'when_busy' must be 'queue', 'reject' or 'interrupt'.";
+    throw new Refusal("invalid_value", problem, "when_busy");
   }
   return { ...given, when_busy };
 }
@@ -96,15 +99,32 @@ async function admitDirectly(
       "This workflow id was used with another request; use a new id for a new request.",
     );
   }
-  const { turn } = await putOnRecord(parts.database, {
+  const { turn, interrupted } = await putOnRecord(parts.database, {
     ...prepared,
     turnId,
     project,
     idempotencyKey: null,
     apiKeyId: null,
     whenBusy: start.when_busy,
+    disconnectGraceMs: null,
   });
+  if (interrupted !== null) await tellOfInterruption(parts, turn.id, interrupted);
   return admissionOf(turn);
+}
+
+/** What of it fails is made up for by the worker's reread of the record, and by the janitor. */
+async function tellOfInterruption(
+  parts: Parts,
+  turnId: string,
+  { turnId: interruptedId, cancelled }: Interruption,
+): Promise<void> {
+  if (cancelled.outcome === "requested") {
+    await parts.database.notify("turnkeeper_cancels", interruptedId).catch(() => {});
+  } else {
+    const granted = cancelled.granted === turnId ? null : cancelled.granted;
+    tellOfEnding(parts, { ...cancelled, granted });
+  }
+  await parts.cancelWorkflow(interruptedId).catch(() => {});
 }
 
 /** A notification can be lost, so a waiting turn looks again after this long. */

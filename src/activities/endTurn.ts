@@ -1,8 +1,8 @@
 import { setTimeout as delay } from "node:timers/promises";
 import { Context } from "@temporalio/activity";
-import { cancelTurn } from "../store/endings.ts";
+import { cancelTurn } from "../store/cancels.ts";
 import type { Ending } from "../store/endings.ts";
-import { hasRunningStep } from "../store/steps.ts";
+import { isAtWork } from "../store/steps.ts";
 import { readTurnOfWorkflow } from "../store/turns.ts";
 import { failure } from "../turn/failures.ts";
 import { isTerminal } from "../turn/turn.ts";
@@ -67,12 +67,13 @@ async function askOwner(parts: Parts, turn: Turn): Promise<TurnEnd | null> {
   const asked = await cancelTurn(parts.database, turn);
   if (asked.outcome === "ended") {
     tellOfEnding(parts, asked);
-    return { status: asked.status };
+    const { status, failureClass } = asked;
+    return { status, ...(failureClass === undefined ? {} : { failureClass }) };
   }
   await parts.database.notify("turnkeeper_cancels", turn.id);
   const giveUpAt = Date.now() + ownerGraceMs;
   while (Date.now() < giveUpAt) {
-    const isOwned = await hasRunningStep(parts.database, turn.id);
+    const isOwned = await isAtWork(parts.database, turn.id);
     const now = await readTurnOfWorkflow(parts.database, turn.id);
     if (now !== null && isTerminal(now.status)) return turnEnd(now.status, now.failure);
     if (!isOwned) return null;

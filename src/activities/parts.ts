@@ -23,6 +23,8 @@ export interface Parts {
   startGranted: (turnId: string) => void;
   /** Stops a response that the provider keeps and nobody will go on with, so that it costs no more. */
   cancelResponse: (turnId: string, responseId: string) => void;
+  /** Delivers Temporal's cancel to the workflow of a turn whose cancel is on record. */
+  cancelWorkflow: (turnId: string) => Promise<void>;
   /** Gives committed events to this process's subscribers and tells the others to read them. */
   announce: (turnId: string, events: readonly RecordedEvent[]) => void;
   log: Logger;

@@ -1,3 +1,4 @@
+import { findTurnsToStop } from "../store/cancels.ts";
 import type { Database, Subscription } from "../store/database.ts";
 
 /** Why a step is stopped from outside. */
@@ -13,7 +14,8 @@ export class StepStopped extends Error {
 
 /**
  * The steps that this worker runs, by turn, so that a cancel reaches them at once [12]: by
- * notification, and by rereading the flags every second in case one was lost.
+ * notification, and by rereading the record every second: a notification may be lost, and a turn whose
+ * followers have gone, or which somebody else has ended, has none.
  */
 export class RunningTurns {
   readonly #steps = new Map<string, Set<AbortController>>();
@@ -64,10 +66,7 @@ export class RunningTurns {
 
   async #reread(): Promise<void> {
     if (this.#steps.size === 0) return;
-    const rows = await this.#database.query<{ id: string }>(
-      "SELECT id FROM turns WHERE id = ANY($1) AND cancel_requested_at IS NOT NULL",
-      [[...this.#steps.keys()]],
-    );
-    for (const row of rows) this.cancel(row.id);
+    const turnIds = await findTurnsToStop(this.#database, [...this.#steps.keys()]);
+    for (const turnId of turnIds) this.cancel(turnId);
   }
 }

@@ -1,11 +1,13 @@
 import type { FastifyReply } from "fastify";
 import { Refusal } from "../turn/failures.ts";
+import type { Followers } from "./followers.ts";
 
 /** What every route that streams or waits needs. */
 export interface StreamParts {
   /** Aborts when the gateway begins to close. */
   closing: AbortSignal;
   keepAliveMs: number;
+  followers: Followers;
 }
 
 /** A caller's connection, as long as its answer is not complete. */

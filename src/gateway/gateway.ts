@@ -10,10 +10,12 @@ import { newId } from "../turn/ids.ts";
 import { Authenticator, checkMayListen } from "./auth.ts";
 import { parseJsonBodies } from "./body.ts";
 import { closingRefusal } from "./connection.ts";
+import type { StreamParts } from "./connection.ts";
 import { addConversationItemRoutes } from "./conversationItems.ts";
 import { addConversationRoutes } from "./conversations.ts";
 import { addCostRoute } from "./costs.ts";
 import { answerUnknownRoute, createErrorHandler } from "./errors.ts";
+import { Followers } from "./followers.ts";
 import { addHealthRoutes } from "./health.ts";
 import { addModelRoutes } from "./models.ts";
 import { addResponseRoute } from "./responses.ts";
@@ -76,20 +78,20 @@ function createApp(options: GatewayOptions): FastifyInstance {
 }
 
 /** The routes that belong to a project; each request is authenticated before its body is read. */
-function addApi(app: FastifyInstance, options: GatewayOptions, closing: AbortSignal): void {
-  const { database, turnkeeper, keepAliveMs = defaultKeepAliveMs } = options;
+function addApi(app: FastifyInstance, options: GatewayOptions, stream: StreamParts): void {
+  const { database, turnkeeper } = options;
   const authenticator = new Authenticator(database, options.host);
   app.decorateRequest("caller");
   app.addHook("onRequest", async (request, reply) => {
-    if (closing.aborted) {
+    if (stream.closing.aborted) {
       reply.header("connection", "close");
       throw closingRefusal();
     }
     const key = await authenticator.authenticate(request);
     request.caller = { ...key, turns: turnkeeper.project(key.project) };
   });
-  addResponseRoute(app, { closing, keepAliveMs });
-  addStoredResponseRoutes(app, { database, closing, keepAliveMs });
+  addResponseRoute(app, stream);
+  addStoredResponseRoutes(app, { ...stream, database });
   addConversationRoutes(app, database);
   addConversationItemRoutes(app, database);
   addModelRoutes(app, database);
@@ -113,7 +115,10 @@ export async function startGateway(options: GatewayOptions): Promise<Gateway> {
   });
   parseJsonBodies(app);
   addHealthRoutes(app, { ...options, closing: closing.signal });
-  await app.register(async (api) => addApi(api, options, closing.signal));
+  const followers = new Followers(options.database, options.log);
+  const { keepAliveMs = defaultKeepAliveMs } = options;
+  const stream = { closing: closing.signal, keepAliveMs, followers };
+  await app.register(async (api) => addApi(api, options, stream));
   const url = await app.listen({ host: options.host, port: options.port });
   return {
     url,
@@ -123,6 +128,7 @@ export async function startGateway(options: GatewayOptions): Promise<Gateway> {
       const timer = setTimeout(() => app.server.closeAllConnections(), closeTimeoutMs);
       await app.close();
       clearTimeout(timer);
+      await followers.close();
     },
   };
 }

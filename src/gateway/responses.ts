@@ -1,6 +1,7 @@
 import type { FastifyInstance, FastifyReply, FastifyRequest } from "fastify";
 import type { BusyMode } from "../store/admission.ts";
 import { failure, Refusal } from "../turn/failures.ts";
+import { disconnectGraceMs } from "../turn/limits.ts";
 import type { ResponseRequest } from "../turn/request.ts";
 import { responseObject } from "../turn/response.ts";
 import type { Turn } from "../turn/turn.ts";
@@ -13,13 +14,26 @@ import { sendEvents } from "./sse.ts";
 interface Headers {
   "idempotency-key"?: string;
   "x-turnkeeper-when-busy"?: BusyMode;
+  "x-turnkeeper-on-disconnect": "continue" | "cancel";
+  "x-turnkeeper-disconnect-grace-ms": number;
   "x-stainless-retry-count"?: string;
 }
 
 const headersSchema = {
   type: "object",
   properties: {
-    "x-turnkeeper-when-busy": { type: "string", enum: ["reject", "queue"] },
+    "x-turnkeeper-when-busy": { type: "string", enum: ["reject", "queue", "interrupt"] },
+    "x-turnkeeper-on-disconnect": {
+      type: "string",
+      enum: ["continue", "cancel"],
+      default: "continue",
+    },
+    "x-turnkeeper-disconnect-grace-ms": {
+      type: "integer",
+      minimum: disconnectGraceMs.min,
+      maximum: disconnectGraceMs.max,
+      default: disconnectGraceMs.default,
+    },
   },
 };
 
@@ -49,6 +63,10 @@ async function findOrStartTurn(
     idempotencyKey,
     apiKeyId: apiKeyId ?? undefined,
     whenBusy: headers["x-turnkeeper-when-busy"],
+    disconnectGraceMs:
+      headers["x-turnkeeper-on-disconnect"] === "cancel"
+        ? headers["x-turnkeeper-disconnect-grace-ms"]
+        : undefined,
   });
   return turn;
 }
@@ -90,6 +108,26 @@ async function answerWhenEnded(
   return answerFailure(reply, ended.failure ?? failure("internal"));
 }
 
+/** Answers in the way in which the caller wants to wait. */
+async function answer(
+  request: FastifyRequest,
+  reply: FastifyReply,
+  turn: Turn,
+  connection: Connection,
+  { isStream, keepAliveMs }: { isStream: boolean; keepAliveMs: number },
+): Promise<FastifyReply> {
+  if (connection.signal.aborted) return letGo(request, reply, turn, connection);
+  reply.header("x-turnkeeper-turn-id", turn.id);
+  reply.header("x-turnkeeper-conversation-id", turn.conversationId);
+  if (isStream) {
+    const events = await request.caller.turns.watch(turn, { signal: connection.signal });
+    await sendEvents(reply, events, connection, keepAliveMs);
+    return reply;
+  }
+  if (turn.request.background) return reply.send(responseObject(turn));
+  return answerWhenEnded(request, reply, turn, connection);
+}
+
 /** `POST /v1/responses`: one request is one turn is one response. */
 export function addResponseRoute(app: FastifyInstance, parts: StreamParts): void {
   app.post<{ Headers: Headers }>(
@@ -97,19 +135,12 @@ export function addResponseRoute(app: FastifyInstance, parts: StreamParts): void
     { schema: { headers: headersSchema } },
     async (request, reply) => {
       const body = objectBody(request) as ResponseRequest;
-      const isStream = streamFlag(body);
+      const how = { isStream: streamFlag(body), keepAliveMs: parts.keepAliveMs };
       const connection = watchConnection(reply, parts.closing);
       const turn = await findOrStartTurn(request, body);
-      if (connection.signal.aborted) return letGo(request, reply, turn, connection);
-      reply.header("x-turnkeeper-turn-id", turn.id);
-      reply.header("x-turnkeeper-conversation-id", turn.conversationId);
-      if (isStream) {
-        const events = await request.caller.turns.watch(turn, { signal: connection.signal });
-        await sendEvents(reply, events, connection, parts.keepAliveMs);
-        return reply;
-      }
-      if (turn.request.background) return reply.send(responseObject(turn));
-      return answerWhenEnded(request, reply, turn, connection);
+      return parts.followers.answer(turn, connection.signal, () =>
+        answer(request, reply, turn, connection, how),
+      );
     },
   );
 }

@@ -42,9 +42,11 @@ function addRetrieveRoute(app: FastifyInstance, parts: StreamParts): void {
       const turn = await turns.read(request.params.id);
       if (!stream) return responseObject(turn);
       const connection = watchConnection(reply, parts.closing);
-      const events = await turns.watch(turn, { after, signal: connection.signal });
-      await sendEvents(reply, events, connection, parts.keepAliveMs);
-      return reply;
+      return parts.followers.answer(turn, connection.signal, async () => {
+        const events = await turns.watch(turn, { after, signal: connection.signal });
+        await sendEvents(reply, events, connection, parts.keepAliveMs);
+        return reply;
+      });
     },
   );
 }

@@ -3,20 +3,25 @@ import { Refusal } from "../turn/failures.ts";
 import { newId } from "../turn/ids.ts";
 import { maxQueuedTurns } from "../turn/limits.ts";
 import type { TurnLimits } from "../turn/limits.ts";
-import { answeredCall, callKey, callOf } from "../turn/pairs.ts";
 import type { CallRef } from "../turn/pairs.ts";
+import { checkAnswers } from "../turn/pendingCalls.ts";
 import type { TurnRequest } from "../turn/request.ts";
 import { responseObject } from "../turn/response.ts";
 import { isTerminal } from "../turn/turn.ts";
 import type { Turn } from "../turn/turn.ts";
+import { cancelInside } from "./cancels.ts";
+import type { CancelOutcome } from "./cancels.ts";
 import { columnText } from "./columnText.ts";
 import { one } from "./database.ts";
 import type { Database, Queryable, Transaction } from "./database.ts";
 import { turnColumns, turnFromRow } from "./turns.ts";
 import type { TurnRow } from "./turns.ts";
 
-/** What to do with a turn whose conversation another turn holds. */
-export type BusyMode = "reject" | "queue";
+/**
+ * What to do with a turn whose conversation another turn holds: refuse it, let it wait, or cancel
+ * the other one for it.
+ */
+export type BusyMode = "reject" | "queue" | "interrupt";
 
 export interface Admission {
   turnId: string;
@@ -31,12 +36,21 @@ export interface Admission {
   apiKeyId: string | null;
   limits: TurnLimits;
   whenBusy: BusyMode;
+  /** The turn is cancelled this long after everybody who followed it has gone; `null`: never. */
+  disconnectGraceMs: number | null;
 }
 
 export interface Admitted {
   turn: Turn;
   /** False when the same request had been admitted before. */
   isNew: boolean;
+  /** The turn that was cancelled for this one, and what came of it; the caller tells of it. */
+  interrupted: Interruption | null;
+}
+
+export interface Interruption {
+  turnId: string;
+  cancelled: CancelOutcome;
 }
 
 /** Generous against the API's own limit of 64; costs are added up by it, no more. */
@@ -168,35 +182,6 @@ function busy(holder: string): Refusal {
   );
 }
 
-const words = (itemType: string): string => itemType.replaceAll("_", " ");
-
-/**
- * All calls that the conversation waits for are answered, and no other [9].
- *
- * @throws Refusal `unanswered_calls` or `unknown_call`.
- */
-export function checkAnswers(pendingCalls: readonly CallRef[], { input }: TurnRequest): void {
-  const calls = [...pendingCalls, ...input.map(callOf).filter((call) => call !== null)];
-  const asked = new Map(calls.map((call) => [callKey(call), call]));
-  const answered = new Set<string>();
-  for (const item of input) {
-    const call = answeredCall(item);
-    if (call === null) continue;
-    answered.add(callKey(call));
-    if (asked.has(callKey(call))) continue;
-    const problem = `No tool call found for ${words(item.type)} with call_id ${call.id}.`;
-    throw new Refusal("unknown_call", problem, "input");
-  }
-  const missing = [...asked].flatMap(([key, call]) => (answered.has(key) ? [] : [call]));
-  if (missing.length === 0) return;
-  const named = missing.map((call) => `${words(call.type)} ${call.id}`).join(", ");
-  throw new Refusal(
-    "unanswered_calls",
-    `No tool output found for ${named}. Answer all calls in one request.`,
-    "input",
-  );
-}
-
 async function checkQueue(tx: Queryable, place: Place, admission: Admission): Promise<void> {
   if (admission.whenBusy === "reject") throw busy(place.holder ?? "");
   const { waiting } = await one(
@@ -219,9 +204,10 @@ async function insertTurn(
   const status = place.holder === null ? "admitted" : "queued";
   const [row] = await tx.query<TurnRow>(
     `INSERT INTO turns (id, project_id, conversation_id, status, agent, agent_version, model,
-       request, request_hash, idempotency_key, api_key_id, limits, deadline_at, user_id)
+       request, request_hash, idempotency_key, api_key_id, limits, deadline_at, user_id, interrupts,
+       disconnect_grace_ms)
      VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12,
-       now() + make_interval(secs => $13::float8 / 1000), $14)
+       now() + make_interval(secs => $13::float8 / 1000), $14, $15, $16)
      ON CONFLICT (project_id, idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
      RETURNING ${turnColumns}`,
     [
@@ -239,6 +225,8 @@ async function insertTurn(
       JSON.stringify(admission.limits),
       admission.limits.maxTurnMs,
       admission.request.user && columnText(admission.request.user, maxUserChars),
+      status === "queued" && admission.whenBusy === "interrupt",
+      admission.disconnectGraceMs,
     ],
   );
   return row === undefined ? undefined : turnFromRow(row);
@@ -288,12 +276,25 @@ export function unknownProject(project: string): Refusal {
   return new Refusal("unknown_project", `There is no project '${project}'. ${advice}`, "project");
 }
 
+/**
+ * Cancels the turn that holds the conversation for one that was put behind it. Where nobody is at a
+ * step of it, it ends here, and the new one, which is granted first, holds the conversation.
+ */
+async function interrupt(tx: Transaction, turn: Turn, holder: string): Promise<Admitted> {
+  const cancelled = await cancelInside(tx, { id: holder, conversationId: turn.conversationId });
+  const row = await one(
+    tx.query<TurnRow>(`SELECT ${turnColumns} FROM turns WHERE id = $1`, [turn.id]),
+  );
+  return { turn: turnFromRow(row), isNew: true, interrupted: { turnId: holder, cancelled } };
+}
+
 /** A lost race for an idempotency key: undo what this transaction did and read the winner. */
 class LostRace extends Error {}
 
 /**
  * Puts a turn on record [1]: the turn, its staged input, its place in the queue and the
- * conversation's lock if it is free [2], in one transaction.
+ * conversation's lock if it is free [2], in one transaction; with `interrupt`, the cancel of the turn
+ * that holds the conversation too.
  *
  * @throws Refusal `unknown_project`, `conversation_busy`, `queue_full`, `conversation_not_found`,
  *   `previous_response_not_found`, `previous_response_unusable`, `unanswered_calls`, `unknown_call`
@@ -303,14 +304,17 @@ export async function admitTurn(database: Database, admission: Admission): Promi
   try {
     return await database.transaction(async (tx) => {
       const before = await findRepetition(tx, admission);
-      if (before !== null) return { turn: before, isNew: false };
+      if (before !== null) return { turn: before, isNew: false, interrupted: null };
       const place = await findPlace(tx, admission);
       if (place.holder === null) checkAnswers(place.pendingCalls, admission.request);
       else await checkQueue(tx, place, admission);
       const turn = await insertTurn(tx, admission, place);
       if (turn === undefined) throw new LostRace();
       openStream(tx, turn);
-      return { turn, isNew: true };
+      if (place.holder !== null && admission.whenBusy === "interrupt") {
+        return await interrupt(tx, turn, place.holder);
+      }
+      return { turn, isNew: true, interrupted: null };
     });
   } catch (error) {
     if (isUnknownProject(error)) throw unknownProject(admission.project);
@@ -318,6 +322,6 @@ export async function admitTurn(database: Database, admission: Admission): Promi
     // The same request may have come twice at once: what refuses one may be the other's turn.
     const winner = await findRepetition(database, admission);
     if (winner === null) throw error;
-    return { turn: winner, isNew: false };
+    return { turn: winner, isNew: false, interrupted: null };
   }
 }

@@ -5,10 +5,10 @@ import type { Failure } from "../turn/failures.ts";
 import type { Item } from "../turn/items.ts";
 import { unansweredCalls } from "../turn/pairs.ts";
 import type { CallRef } from "../turn/pairs.ts";
+import { checkAnswers } from "../turn/pendingCalls.ts";
 import { responseObject } from "../turn/response.ts";
 import { isTerminal } from "../turn/turn.ts";
 import type { TerminalStatus, Turn } from "../turn/turn.ts";
-import { checkAnswers } from "./admission.ts";
 import { turnEnd } from "../turn/verdict.ts";
 import type { TurnEnd } from "../turn/verdict.ts";
 import { one } from "./database.ts";
@@ -58,7 +58,7 @@ export type Ended =
   /** The writer has been replaced, or the condition does not hold; nothing was changed [3]. */
   | { outcome: "fenced"; granted: null };
 
-async function lockTurn(
+export async function lockTurn(
   tx: Transaction,
   turnId: string,
   conversationId: string,
@@ -142,14 +142,14 @@ function closeTurn(tx: Transaction, turn: Turn): void {
 }
 
 /**
- * Hands the conversation's lock to the next turn in the queue, or frees it [2]. A turn that is not
- * the holder (it was still queued) hands nothing on.
+ * Hands the conversation's lock to the next turn in the queue, those that interrupt first, or frees
+ * it [2]. A turn that is not the holder (it was still queued) hands nothing on.
  */
 async function grantNext(tx: Queryable, turn: Turn): Promise<string | null> {
   const [row] = await tx.query<{ holder_turn_id: string | null }>(
     `WITH next AS (
        SELECT id FROM turns WHERE conversation_id = $1 AND status = 'queued' AND id <> $2
-       ORDER BY queue_position LIMIT 1
+       ORDER BY interrupts DESC, queue_position LIMIT 1
      ), granted AS (
        UPDATE turns SET status = 'admitted' FROM next, conversations
        WHERE turns.id = next.id AND conversations.id = $1 AND conversations.holder_turn_id = $2
@@ -178,7 +178,7 @@ async function endSteps(tx: Transaction, turn: Turn, lastStep?: LastStep): Promi
   return abandoned;
 }
 
-async function endInside(
+export async function endInside(
   tx: Transaction,
   turnId: string,
   conversationId: string,
@@ -221,7 +221,7 @@ async function endInside(
     grantNext(tx, turn),
     appendEvents(tx, turn, events, last?.nextOutputIndex),
   ]);
-  const { turns, granted } = await passOverUnanswering(tx, next, conversationId);
+  const { turns, granted } = await passOver(tx, next, conversationId);
   return {
     outcome: "ended",
     ...turnEnd(ending.status, turn.failure),
@@ -231,36 +231,48 @@ async function endInside(
   };
 }
 
-/**
- * A turn was queued before anybody knew which calls it would have to answer. If it does not answer
- * them it fails as it would have at admission [9], and the next one is granted.
- *
- * @returns the turns that failed so, and the one that holds the conversation in the end.
- */
-async function passOverUnanswering(
-  tx: Transaction,
-  turnId: string | null,
-  conversationId: string,
-): Promise<Pick<Aftermath, "turns" | "granted">> {
-  if (turnId === null) return { turns: [], granted: null };
-  const { pending_calls: pending, request } = await one(
-    tx.query<{ pending_calls: string; request: string }>(
-      `SELECT conversations.pending_calls, turns.request
+/** Why a turn that was granted its conversation does not run; `null` when it does. */
+async function reasonToPassOver(tx: Queryable, turnId: string): Promise<Ending | null> {
+  const row = await one(
+    tx.query<{ pending_calls: string; request: string; interrupts: boolean; newer: boolean }>(
+      `SELECT conversations.pending_calls, turns.request, turns.interrupts,
+         EXISTS (SELECT FROM turns AS newer WHERE newer.conversation_id = conversations.id
+           AND newer.status = 'queued' AND newer.interrupts) AS newer
        FROM turns JOIN conversations ON conversations.id = turns.conversation_id
        WHERE turns.id = $1`,
       [turnId],
     ),
   );
+  // A newer message interrupts this one before it has begun; its input stays.
+  if (row.newer) return { status: "cancelled" };
+  const pending = JSON.parse(row.pending_calls) as CallRef[];
   try {
-    checkAnswers(JSON.parse(pending) as CallRef[], JSON.parse(request) as Turn["request"]);
-    return { turns: [], granted: turnId };
+    checkAnswers(pending, JSON.parse(row.request) as Turn["request"], row.interrupts);
+    return null;
   } catch (error) {
     if (!(error instanceof Refusal)) throw error;
     const reason = failure("unanswered_calls", error.message, { code: error.code });
-    const failed: Ending = { status: "failed", failure: reason };
-    const ended = await endInside(tx, turnId, conversationId, failed, {});
-    return ended.outcome === "ended" ? ended : { turns: [], granted: ended.granted };
+    return { status: "failed", failure: reason };
   }
+}
+
+/**
+ * A turn was queued before anybody knew which calls it would have to answer. If it does not answer
+ * them it fails as it would have at admission [9], and the next one is granted; so it is when a newer
+ * turn interrupts it.
+ *
+ * @returns the turns that ended so, and the one that holds the conversation in the end.
+ */
+async function passOver(
+  tx: Transaction,
+  turnId: string | null,
+  conversationId: string,
+): Promise<Pick<Aftermath, "turns" | "granted">> {
+  if (turnId === null) return { turns: [], granted: null };
+  const ending = await reasonToPassOver(tx, turnId);
+  if (ending === null) return { turns: [], granted: turnId };
+  const ended = await endInside(tx, turnId, conversationId, ending, {});
+  return ended.outcome === "ended" ? ended : { turns: [], granted: ended.granted };
 }
 
 /**
@@ -281,37 +293,4 @@ export function endTurn(
       if (error instanceof Replaced) return { outcome: "fenced", granted: null };
       throw error;
     });
-}
-
-export type CancelOutcome =
-  | (TurnEnd & Aftermath & { outcome: "ended" })
-  /** A worker or the workflow will end it. */
-  | { outcome: "requested" };
-
-/**
- * Asks for a turn's end [12]. A turn that no worker has claimed ends at once; for others the flag is
- * set, which claims, flushes and the owning worker read.
- */
-export function cancelTurn(
-  database: Database,
-  turn: { id: string; conversationId: string },
-): Promise<CancelOutcome> {
-  return database.transaction(async (tx) => {
-    const before = await lockTurn(tx, turn.id, turn.conversationId);
-    if (before === undefined) return { outcome: "requested" };
-    if (isTerminal(before.status)) {
-      const end = turnEnd(before.status, before.failure);
-      return { outcome: "ended", ...end, turns: [], granted: null, abandoned: [] };
-    }
-    if (before.runId === null) {
-      const cancelled: Ending = { status: "cancelled" };
-      const ended = await endInside(tx, turn.id, turn.conversationId, cancelled, {});
-      if (ended.outcome === "ended") return ended;
-    }
-    tx.send(
-      "UPDATE turns SET cancel_requested_at = coalesce(cancel_requested_at, now()) WHERE id = $1",
-      [turn.id],
-    );
-    return { outcome: "requested" };
-  });
 }

@@ -156,10 +156,18 @@ export async function readFinishedSteps(
   }));
 }
 
-/** Whether somebody owns a step of the turn at the moment. */
-export async function hasRunningStep(queryable: Queryable, turnId: string): Promise<boolean> {
+/**
+ * Whether somebody may be at a step of the turn at the moment, or the provider for it. A model step
+ * whose call is closed in the ledger waits for its next attempt.
+ */
+export async function isAtWork(queryable: Queryable, turnId: string): Promise<boolean> {
   const rows = await queryable.query(
-    "SELECT number FROM steps WHERE turn_id = $1 AND state = 'running' LIMIT 1",
+    `SELECT number FROM steps
+     WHERE turn_id = $1 AND state = 'running'
+       AND (kind = 'tool' OR response_id IS NOT NULL OR EXISTS (
+         SELECT FROM model_calls
+         WHERE turn_id = $1 AND step = steps.number AND outcome = 'open'))
+     LIMIT 1`,
     [turnId],
   );
   return rows.length > 0;

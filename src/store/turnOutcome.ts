@@ -1,6 +1,6 @@
 import type { TurnEvent } from "../turn/events.ts";
 import type { Item } from "../turn/items.ts";
-import { closeOpenItems, partialAnswers } from "../turn/openItems.ts";
+import { closeOpenItems, finishedMessages, partialAnswers } from "../turn/openItems.ts";
 import type { TerminalStatus, Turn, Usage } from "../turn/turn.ts";
 import { one } from "./database.ts";
 import type { Queryable } from "./database.ts";
@@ -35,17 +35,29 @@ export async function gatherOutcome(
   const steps: FinishedStep[] = isOnlyStep
     ? [{ number: 1, kind: "model", ...lastStep.result }]
     : await readFinishedSteps(tx, turn.id);
-  const left =
+  const events =
     status === "completed"
-      ? { events: [], output: [] }
-      : closeOpenItems([...(await readAllEvents(tx, turn)), ...(lastStep?.result.events ?? [])]);
-  const kept = status === "failed" ? [] : partialAnswers(left);
+      ? []
+      : [...(await readAllEvents(tx, turn)), ...(lastStep?.result.events ?? [])];
+  const left = closeOpenItems(events);
+  const finished = finishedMessages(events, await readUnfinishedPlace(tx, turn.id));
+  const kept = status === "failed" ? [] : [...finished, ...partialAnswers(left)];
   const entries = [...steps.flatMap((step) => step.output), ...kept];
   return {
     items: [...steps.flatMap((step) => step.items), ...kept.map((entry) => entry.item as Item)],
     output: entries.sort((left, right) => left.index - right.index).map((entry) => entry.item),
     events: left.events,
   };
+}
+
+/** The place of the first item of the model step that the turn ends in the middle of, if it does. */
+async function readUnfinishedPlace(tx: Queryable, turnId: string): Promise<number> {
+  const [row] = await tx.query<{ first_output_index: number | null }>(
+    `SELECT first_output_index FROM steps
+     WHERE turn_id = $1 AND kind = 'model' AND state <> 'finished'`,
+    [turnId],
+  );
+  return row?.first_output_index ?? Number.POSITIVE_INFINITY;
 }
 
 /** The tokens of the turn's calls that were used; `null`: no provider said any. */

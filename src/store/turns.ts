@@ -6,8 +6,9 @@ import type { Queryable } from "./database.ts";
 
 const summaryColumns = `
   turns.id, turns.project_id, turns.conversation_id, turns.status, turns.admitted_on, turns.agent,
-  turns.agent_version, turns.model, turns.original_model, turns.degraded, turns.deadline_at, turns.run_id, turns.cancel_requested_at,
-  turns.usage, turns.failure, turns.incomplete_reason, turns.created_at, turns.started_at,
+  turns.agent_version, turns.model, turns.original_model, turns.degraded, turns.deadline_at,
+  turns.run_id, turns.cancel_requested_at, turns.disconnect_grace_ms, turns.usage, turns.failure,
+  turns.incomplete_reason, turns.created_at, turns.started_at,
   turns.ended_at`;
 
 /** The columns of `turns` that make a {@link Turn}, for a table or alias called `turns`. */
@@ -29,6 +30,7 @@ export interface TurnRow {
   deadline_at: Date;
   run_id: string | null;
   cancel_requested_at: Date | null;
+  disconnect_grace_ms: number | null;
   output: string | null;
   usage: string | null;
   failure: string | null;
@@ -57,6 +59,7 @@ function summaryFromRow(row: TurnRow): TurnSummary {
     deadlineAt: row.deadline_at,
     runId: row.run_id,
     cancelRequestedAt: row.cancel_requested_at,
+    disconnectGraceMs: row.disconnect_grace_ms,
     usage: parse(row.usage) as Usage | null,
     failure: parse(row.failure) as Failure | null,
     incompleteReason: row.incomplete_reason,
@@ -184,43 +187,4 @@ export async function listTurns(
     ],
   );
   return rows.map(summaryFromRow);
-}
-
-/** Notes that the connection of the request that started a turn broke before it was answered. */
-export async function markDisconnected(
-  queryable: Queryable,
-  project: string,
-  turnId: string,
-): Promise<void> {
-  await queryable.query(
-    "UPDATE turns SET disconnected_at = now() WHERE id = $1 AND project_id = $2",
-    [turnId, project],
-  );
-}
-
-/**
- * The turn that the same request started before its connection broke, at most `withinMs` ago; `null`
- * where there is none. A turn is given out once for each broken connection that a gateway noted. A
- * gateway that was killed noted nothing, so a turn that goes on is given out once without a note.
- */
-export async function reattachTurn(
-  queryable: Queryable,
-  request: { project: string; apiKeyId: string | null; requestHash: Buffer; withinMs: number },
-): Promise<Turn | null> {
-  const [row] = await queryable.query<TurnRow>(
-    `UPDATE turns SET disconnected_at = NULL, reattached_at = now()
-     WHERE id = (
-       SELECT id FROM turns
-       WHERE project_id = $1 AND request_hash = $2 AND api_key_id IS NOT DISTINCT FROM $3
-         AND created_at > now() - make_interval(secs => $4::float8 / 1000)
-         AND idempotency_key IS NULL AND hidden_at IS NULL
-         AND (disconnected_at IS NOT NULL
-           OR (status IN ('queued', 'admitted', 'running') AND reattached_at IS NULL))
-       ORDER BY disconnected_at IS NULL, created_at DESC LIMIT 1
-       FOR UPDATE
-     )
-     RETURNING ${turnColumns}`,
-    [request.project, request.requestHash, request.apiKeyId, request.withinMs],
-  );
-  return row === undefined ? null : turnFromRow(row);
 }

@@ -40,6 +40,21 @@ export function findExpiredQueuedTurns(
   return readPage(queryable, "status = 'queued' AND deadline_at < now()", [limit, after]);
 }
 
+/**
+ * Turns that are to be cancelled and that nobody has ended: their followers have gone, or a cancel was
+ * asked for more than `ageMs` ago. Paged in the same way.
+ */
+export function findTurnsToCancel(
+  queryable: Queryable,
+  ageMs: number,
+  limit: number,
+  after: string | null = null,
+): Promise<UpkeepTurn[]> {
+  const isDue = `status IN ('queued', 'admitted', 'running') AND (cancel_at <= now()
+    OR cancel_requested_at < now() - make_interval(secs => $3::float8 / 1000))`;
+  return readPage(queryable, isDue, [limit, after, ageMs]);
+}
+
 /** @param parameters the page's limit, the turn it begins behind, and those of `condition`. */
 async function readPage(
   queryable: Queryable,

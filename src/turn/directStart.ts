@@ -8,7 +8,7 @@ export interface DirectStart {
   /** Default `default`. */
   project?: string;
   /** Default `queue`: nobody waits for an error. */
-  when_busy?: "reject" | "queue";
+  when_busy?: "reject" | "queue" | "interrupt";
   /** At most `maxDirectInputBytes` bytes of JSON. */
   request: ResponseRequest;
 }

@@ -40,5 +40,11 @@ export const defaultTurnLimits: TurnLimits = {
 /** Turns that may wait for one conversation, the running one not counted. */
 export const maxQueuedTurns = 100;
 
+/**
+ * How long a turn outlives those who follow it, where its starter wants it to end with them. Gateways
+ * tell each other through the database, which takes a second.
+ */
+export const disconnectGraceMs = { min: 2_000, default: 10_000, max: 600_000 };
+
 /** Depth of nesting that a JSON body may have; the Responses API's own types need fewer than 20. */
 export const maxJsonDepth = 64;

@@ -232,11 +232,27 @@ export function closeOpenItems(events: Iterable<TurnEvent>): ClosedItems {
   return open.close();
 }
 
+const isMessageWithText = ({ item }: OutputEntry): boolean =>
+  item["type"] === "message" &&
+  (item["content"] as { text?: string }[]).some((part) => (part.text ?? "") !== "");
+
 /** Of closed items the ones that are kept as part of the answer: messages whose reader saw text. */
 export function partialAnswers(closed: ClosedItems): OutputEntry[] {
-  return closed.output.filter(({ item }) => {
-    if (item["type"] !== "message") return false;
-    const content = item["content"] as { text?: string }[];
-    return content.some((part) => (part.text ?? "") !== "");
-  });
+  return closed.output.filter(isMessageWithText);
+}
+
+/**
+ * The messages that a call had finished when its turn ended in the middle of it: their reader saw
+ * them whole.
+ *
+ * @param firstIndex the place of the call's first item; what lies before is of other calls.
+ */
+export function finishedMessages(events: readonly TurnEvent[], firstIndex: number): OutputEntry[] {
+  return events
+    .filter((event) => event.type === "response.output_item.done")
+    .map((event) => ({
+      index: index(event["output_index"]),
+      item: event["item"] as Record<string, unknown>,
+    }))
+    .filter((entry) => entry.index >= firstIndex && isMessageWithText(entry));
 }

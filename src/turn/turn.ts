@@ -70,6 +70,8 @@ export interface Turn {
   deadlineAt: Date;
   runId: string | null;
   cancelRequestedAt: Date | null;
+  /** The turn is cancelled this long after everybody who followed it has gone; `null`: never. */
+  disconnectGraceMs: number | null;
   /** Response output items; set when the turn ends. */
   output: unknown[] | null;
   usage: Usage | null;

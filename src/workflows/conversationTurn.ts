@@ -75,6 +75,9 @@ export async function conversationTurn(
     }
     step += tools.length + 1;
     if (workflowInfo().historyLength > maxHistoryEvents) {
+      // The next run would not hear of it.
+      if (CancellationScope.current().consideredCancelled)
+        return finish(await endTurn("cancelled"));
       await continueAsNew<typeof conversationTurn>({ step });
     }
   }

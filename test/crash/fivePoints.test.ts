@@ -65,6 +65,7 @@ describeWith(["postgres", "temporal"], "a turn whose process dies", () => {
         idempotencyKey: null,
         apiKeyId: null,
         whenBusy: "reject",
+        disconnectGraceMs: null,
       });
       await expectExact(await parts.turnkeeper.turns.get(turn.id), 1);
     },

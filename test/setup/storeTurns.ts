@@ -36,6 +36,7 @@ export function admission(
     idempotencyKey: null,
     apiKeyId: null,
     whenBusy: "reject",
+    disconnectGraceMs: null,
     ...options,
   };
 }

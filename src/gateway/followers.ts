@@ -1,0 +1,73 @@
+import type { Logger } from "pino";
+import type { Database } from "../store/database.ts";
+import { clearCancelTimes, setCancelTime } from "../store/disconnects.ts";
+import type { Turn } from "../turn/turn.ts";
+
+/** Well within the shortest grace period: another gateway may have seen its last follower go. */
+const clearEveryMs = 1_000;
+
+/**
+ * The connections of this gateway that follow turns which are to end with their followers. When the
+ * last one of a turn breaks, the turn gets a time at which it is cancelled; a turn that is followed at
+ * any gateway loses it again.
+ */
+export class Followers {
+  readonly #database: Database;
+  readonly #log: Logger;
+  readonly #connections = new Map<string, number>();
+  readonly #leaving = new Set<Promise<void>>();
+  readonly #timer: NodeJS.Timeout;
+
+  constructor(database: Database, log: Logger) {
+    this.#database = database;
+    this.#log = log;
+    this.#timer = setInterval(() => this.#clear([...this.#connections.keys()]), clearEveryMs);
+    this.#timer.unref();
+  }
+
+  /**
+   * Answers a caller who counts as a follower of the turn meanwhile.
+   *
+   * @param signal aborts when the caller's connection is broken or given up.
+   */
+  async answer<Result>(
+    turn: Turn,
+    signal: AbortSignal,
+    answer: () => Promise<Result>,
+  ): Promise<Result> {
+    const { id } = turn;
+    if (turn.disconnectGraceMs === null) return answer();
+    this.#connections.set(id, (this.#connections.get(id) ?? 0) + 1);
+    await this.#clear([id]);
+    try {
+      return await answer();
+    } finally {
+      const left = (this.#connections.get(id) ?? 0) - 1;
+      if (left > 0) this.#connections.set(id, left);
+      else this.#connections.delete(id);
+      if (left === 0 && signal.aborted) await this.#noteLeft(turn);
+    }
+  }
+
+  /** Waits until everything that was seen is on record. */
+  async close(): Promise<void> {
+    clearInterval(this.#timer);
+    await Promise.all(this.#leaving);
+  }
+
+  async #clear(turnIds: readonly string[]): Promise<void> {
+    if (turnIds.length === 0) return;
+    await clearCancelTimes(this.#database, turnIds).catch((error: unknown) => {
+      this.#log.warn({ err: error }, "followers of turns were not recorded");
+    });
+  }
+
+  async #noteLeft({ project, id }: Turn): Promise<void> {
+    const noted = setCancelTime(this.#database, project, id).catch((error: unknown) => {
+      this.#log.warn({ err: error, turn: id }, "the last follower's leaving was not recorded");
+    });
+    this.#leaving.add(noted);
+    await noted;
+    this.#leaving.delete(noted);
+  }
+}

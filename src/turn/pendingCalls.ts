@@ -1,0 +1,38 @@
+import { Refusal } from "./failures.ts";
+import { answeredCall, callKey, callOf } from "./pairs.ts";
+import type { CallRef } from "./pairs.ts";
+import type { TurnRequest } from "./request.ts";
+
+const words = (itemType: string): string => itemType.replaceAll("_", " ");
+
+/**
+ * All calls that the conversation waits for are answered, and no other [9].
+ *
+ * @param mayLeave calls may stay without an answer: the model is told that it is lost.
+ * @throws Refusal `unanswered_calls` or `unknown_call`.
+ */
+export function checkAnswers(
+  pendingCalls: readonly CallRef[],
+  { input }: TurnRequest,
+  mayLeave = false,
+): void {
+  const calls = [...pendingCalls, ...input.map(callOf).filter((call) => call !== null)];
+  const asked = new Map(calls.map((call) => [callKey(call), call]));
+  const answered = new Set<string>();
+  for (const item of input) {
+    const call = answeredCall(item);
+    if (call === null) continue;
+    answered.add(callKey(call));
+    if (asked.has(callKey(call))) continue;
+    const problem = `No tool call found for ${words(item.type)} with call_id ${call.id}.`;
+    throw new Refusal("unknown_call", problem, "input");
+  }
+  const missing = [...asked].flatMap(([key, call]) => (answered.has(key) ? [] : [call]));
+  if (missing.length === 0 || mayLeave) return;
+  const named = missing.map((call) => `${words(call.type)} ${call.id}`).join(", ");
+  throw new Refusal(
+    "unanswered_calls",
+    `No tool output found for ${named}. Answer all calls in one request.`,
+    "input",
+  );
+}
