@@ -153,7 +153,7 @@ describeWith(["postgres", "temporal"], "conversations over HTTP", () => {
 
   test("refuse another word for busy", async () => {
     const { client } = served;
-    const headers = { "x-turnkeeper-when-busy": "interrupt" };
+    const headers = { "x-turnkeeper-when-busy": "shout" };
     const refused = client.responses.create({ input: "B" }, { headers });
     await expect(refused).rejects.toMatchObject({ status: 400, param: "x-turnkeeper-when-busy" });
   });
