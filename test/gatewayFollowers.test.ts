@@ -157,9 +157,10 @@ describeWith(["postgres", "temporal"], "a turn that is to end with its followers
     const { response } = first.value as OpenAI.Responses.ResponseCreatedEvent;
     await gateway.close();
     await letGraceEnd(response.id);
-    expect((await streamOf(response.id)).at(-1)).toMatchObject({
-      response: { status: "cancelled" },
-    });
+    // Whoever streamed it would keep it.
+    await vi.waitFor(async () => {
+      expect((await client.responses.retrieve(response.id)).status).toBe("cancelled");
+    }, 5_000);
     holder.open();
     expect((await streamOf(holder.id)).at(-1)?.type).toBe("response.completed");
   });
@@ -167,10 +168,6 @@ describeWith(["postgres", "temporal"], "a turn that is to end with its followers
   test("without the wish goes on for ever", async () => {
     const { sent, id, open } = await startPaused({ input: "Hi", stream: true }, {});
     sent.destroy();
-    await vi.waitFor(async () => {
-      const rows = await served.database.query("SELECT id FROM turns WHERE id = $1", [id]);
-      expect(rows).toHaveLength(1);
-    });
     open();
     expect((await streamOf(id)).at(-1)?.type).toBe("response.completed");
     expect(await cancelIn(id)).toBeNull();
