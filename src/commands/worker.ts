@@ -20,8 +20,12 @@ export async function runWorker(config: Config): Promise<void> {
     endpoint,
     log,
   });
-  signal.addEventListener("abort", () => worker.shutdown());
-  if (signal.aborted) worker.shutdown();
+  const stop = (): void => {
+    worker.shutdown();
+    log.info("worker stopping: it takes no more work");
+  };
+  signal.addEventListener("abort", stop);
+  if (signal.aborted) stop();
   log.info(
     { taskQueue: config.taskQueue, agents: app.agents.map((each) => each.name) },
     "worker started",

@@ -12,7 +12,7 @@ export interface WorkerProcessOptions {
   taskQueue: string;
   openaiBaseUrl: string;
   /** Default `worker`. */
-  role?: "worker" | "serve";
+  role?: "worker" | "serve" | "gateway";
   environment?: Record<string, string>;
 }
 
