@@ -18,6 +18,11 @@ export interface Environment {
   temporal: TemporalServer;
   postgres: PostgresServer;
   openaiBaseUrl: string;
+  /**
+   * Resolves when the provider next sees the connection of a call closed whose input speaks of a
+   * cancel, with the time of it in milliseconds since 1970.
+   */
+  cancelledCallClosed(): Promise<number>;
   close(): Promise<void>;
 }
 
@@ -31,6 +36,10 @@ export async function startEnvironment(): Promise<Environment> {
     temporal,
     postgres,
     openaiBaseUrl,
+    async cancelledCallClosed() {
+      const [closedAtMs] = (await once(simulator, "message")) as [number];
+      return closedAtMs;
+    },
     async close() {
       simulator.disconnect();
       await temporal.stop();

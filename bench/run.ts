@@ -20,6 +20,8 @@ import { connectNatively } from "../src/temporal.ts";
 import { defineAgent } from "../src/turn/agent.ts";
 import { createWorker, preloadModules } from "../src/worker.ts";
 import { createBareWorker } from "./bare/worker.ts";
+import { measureCancels, startByClient, startOverHttp } from "./cancels.ts";
+import type { RunningTurn } from "./cancels.ts";
 import { startEnvironment, startRole } from "./environment.ts";
 import { percentile, perSecond, timeAll, timeEach } from "./measure.ts";
 import { bareSdk, bareWorkflow, inOneProcess, overHttp } from "./shapes.ts";
@@ -31,6 +33,7 @@ const concurrentTurns = 300;
 const concurrency = 50;
 const streams = 20;
 const openStreams = 200;
+const cancels = 20;
 const deltas = 300;
 const everyMs = 10;
 
@@ -175,6 +178,24 @@ report(
   "<= 12 events, <= 8 KB",
 );
 
+async function reportCancels(
+  way: string,
+  start: () => Promise<RunningTurn>,
+  cancel: (turnId: string) => Promise<unknown>,
+  bar: string,
+): Promise<void> {
+  const { cancelledCallClosed } = environment;
+  const { p50, p95 } = await measureCancels(cancels, start, cancel, cancelledCallClosed);
+  const what = "cancel → provider's connection closed, p50 / p95";
+  report(what, way, `${ms(p50)} / ${ms(p95)}`, bar);
+}
+await reportCancels(
+  "client, one process",
+  () => startByClient(turnkeeper),
+  (id) => turnkeeper.turns.cancel(id),
+  "p95 <= 100 ms",
+);
+
 bareWorker.shutdown();
 worker.shutdown();
 await Promise.all([running, bareRunning]);
@@ -219,6 +240,20 @@ report(
   "",
   `${(cpuMs / steady.deltas).toFixed(3)} ms`,
   "<= 0.3 ms",
+);
+
+const startApart = () => startOverHttp(overGateway);
+await reportCancels(
+  "HTTP, worker and gateway apart",
+  startApart,
+  (id) => overGateway.responses.cancel(id),
+  "p95 <= 100 ms",
+);
+await reportCancels(
+  "Temporal's cancel, worker and gateway apart",
+  startApart,
+  (id) => client.workflow.getHandle(id).cancel(),
+  "p95 <= 1 s",
 );
 
 const perStreamMb = await measureOpenStreams(overGateway, apartWorker.residentMb, openStreams);

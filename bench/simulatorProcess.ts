@@ -24,3 +24,9 @@ simulator.script(
 );
 process.send?.(simulator.baseUrl);
 process.on("disconnect", () => process.exit());
+
+/** Tells the bench when the connection of a call that is to be cancelled was closed. */
+for (;;) {
+  await simulator.waitFor("closed", ({ body }) => JSON.stringify(body.input).includes("cancelled"));
+  process.send?.(performance.timeOrigin + performance.now());
+}
