@@ -76,8 +76,10 @@ function scriptTurn(simulator: Simulator): void {
     calls(twice(), { text: "Once more", ...slowly }),
     text("All is done now", slowly),
   );
+  // A simulator that was reset tells nobody any more.
+  const heard = happenings;
   const listen = async (event: "request" | "delta" | "finished"): Promise<void> => {
-    for (const heard = happenings; heard === happenings;) {
+    for (;;) {
       await simulator.waitFor(event);
       heard.add();
     }

@@ -12,14 +12,14 @@ import type { Served } from "./setup/gateway.ts";
 import { describeWith } from "./setup/servers.ts";
 import { ended } from "./setup/turnStream.ts";
 
-const called = { promise: Promise.resolve(""), resolve: (_: string): void => {} };
+let called = Promise.withResolvers<void>();
 
 const wait = defineTool({
   name: "wait",
   description: "Never ends by itself.",
   parameters: { type: "object", properties: {} },
-  handler(_, { turnId }) {
-    called.resolve(turnId);
+  handler() {
+    called.resolve();
     return new Promise(() => {});
   },
 });
@@ -28,7 +28,7 @@ const wait = defineTool({
 function lines(items: readonly Item[]): string[] {
   return items.map((item) => {
     const content = item["content"] as { text: string }[] | undefined;
-    return content === undefined ? String(item["type"]) : content.map(({ text }) => text).join("");
+    return content === undefined ? item.type : content.map(({ text }) => text).join("");
   });
 }
 
@@ -92,7 +92,7 @@ describeWith(["postgres", "temporal"], "[2][12] a turn that interrupts", () => {
   test("[9] during a tool leaves a call whose pair is made whole for the model", async () => {
     const { simulator } = served;
     ({ id: conversation } = await createConversation(served.database, "default", {}, []));
-    Object.assign(called, Promise.withResolvers<string>());
+    called = Promise.withResolvers();
     simulator.script(calls([{ name: "wait", arguments: {} }], { text: "Waiting." }));
     const first = await say("Wait");
     await called.promise;

@@ -21,7 +21,7 @@ export class Followers {
   constructor(database: Database, log: Logger) {
     this.#database = database;
     this.#log = log;
-    this.#timer = setInterval(() => this.#clear([...this.#connections.keys()]), clearEveryMs);
+    this.#timer = setInterval(() => void this.#clear([...this.#connections.keys()]), clearEveryMs);
     this.#timer.unref();
   }
 

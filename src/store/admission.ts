@@ -177,7 +177,7 @@ async function placeAfter(tx: Queryable, project: string, previousId: string): P
 function busy(holder: string): Refusal {
   return new Refusal(
     "conversation_busy",
-    `Another response is running in this conversation: ${holder}. Wait for its end, cancel it, or ask to be queued.`,
+    `Another response is running in this conversation: ${holder}. Wait for its end, cancel it, or ask to be queued or to interrupt.`,
     "conversation",
   );
 }
