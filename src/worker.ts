@@ -146,6 +146,9 @@ export async function createWorker(options: TurnWorkerOptions): Promise<TurnWork
   const offeredTurns = new OfferedTurns(parts, headStarts, options.taskQueue);
   const janitor = new Janitor({ ...parts, engine }, options.janitor);
   let isStopped = false;
+  let headStartsClosed: Promise<void> | null = null;
+  /** From the shutdown on: their grace is the one of the activities, and no offer is taken. */
+  const closeHeadStarts = () => (headStartsClosed ??= headStarts.close(options.shutdownGraceMs));
   return {
     engine,
     headStart: (turn, tell) => headStarts.begin(turn, tell),
@@ -161,13 +164,14 @@ export async function createWorker(options: TurnWorkerOptions): Promise<TurnWork
         await running;
       } finally {
         await offeredTurns.close();
-        await headStarts.close(options.shutdownGraceMs);
+        await closeHeadStarts();
         await janitor.close();
         await parts.runningTurns.close();
       }
     },
     shutdown() {
       isStopped = true;
+      void closeHeadStarts();
       if (worker.getState() === "RUNNING") worker.shutdown();
     },
   };

@@ -12,6 +12,7 @@ import type { Crashable } from "../setup/crashable.ts";
 import { describeWith, sharedTemporal } from "../setup/servers.ts";
 
 const answer = { deltas: ["One", " two", " three"] };
+const hangGuardMs = 120_000;
 
 describeWith(["postgres", "temporal"], "a worker that gets SIGTERM", () => {
   let parts: Crashable;
@@ -22,82 +23,102 @@ describeWith(["postgres", "temporal"], "a worker that gets SIGTERM", () => {
 
   afterEach(() => parts.close());
 
-  test("lets a running call end within its grace, and exits with 0", async () => {
-    const pause = gate(2);
-    parts.simulator.script(text("", { ...answer, pauseAfter: pause }));
-    const worker = await parts.startWorker();
-    const turn = await parts.turnkeeper.turns.start({ input: "Count" });
-    await pause.reached;
-    const stopped = worker.stop();
-    pause.open();
-    expect(await stopped).toBe(0);
-    expect(await turn.result()).toMatchObject({ status: "completed", text: "One two three" });
-    expect(parts.simulator.bill).toHaveLength(1);
-  });
+  test(
+    "lets a running call end within its grace, and exits with 0",
+    async () => {
+      const pause = gate(2);
+      parts.simulator.script(text("", { ...answer, pauseAfter: pause }));
+      const worker = await parts.startWorker();
+      const turn = await parts.turnkeeper.turns.start({ input: "Count" });
+      await pause.reached;
+      const stopped = worker.stop();
+      pause.open();
+      expect(await stopped).toBe(0);
+      expect(await turn.result()).toMatchObject({ status: "completed", text: "One two three" });
+      expect(parts.simulator.bill).toHaveLength(1);
+    },
+    hangGuardMs,
+  );
 
-  test("while it starts does not run at all", async () => {
-    const log = pino({ level: "silent" });
-    const { temporalAddress: address, taskQueue, openaiBaseUrl: baseUrl } = parts.workerOptions;
-    const { connection, client } = await connectNatively({ address }, log);
-    const timeouts = { connectTimeoutMs: 5_000, headersTimeoutMs: 5_000 };
-    const endpoint = openModelEndpoint({ baseUrl, apiKey: "sk-simulated", ...timeouts });
-    const worker = await createWorker({
-      connection,
-      client,
-      taskQueue,
-      database: parts.database,
-      endpoint,
-      agents: [],
-      tools: [],
-      log,
-      maxConcurrentSteps: 1,
-      shutdownGraceMs: 1_000,
-    });
-    worker.shutdown();
-    await worker.run();
-    await endpoint.close();
-    await connection.close();
-  });
+  test(
+    "while it starts does not run at all",
+    async () => {
+      const log = pino({ level: "silent" });
+      const { temporalAddress: address, taskQueue, openaiBaseUrl: baseUrl } = parts.workerOptions;
+      const { connection, client } = await connectNatively({ address }, log);
+      const timeouts = { connectTimeoutMs: 5_000, headersTimeoutMs: 5_000 };
+      const endpoint = openModelEndpoint({ baseUrl, apiKey: "sk-simulated", ...timeouts });
+      const worker = await createWorker({
+        connection,
+        client,
+        taskQueue,
+        database: parts.database,
+        endpoint,
+        agents: [],
+        tools: [],
+        log,
+        maxConcurrentSteps: 1,
+        shutdownGraceMs: 1_000,
+      });
+      worker.shutdown();
+      await worker.run();
+      await endpoint.close();
+      await connection.close();
+    },
+    hangGuardMs,
+  );
 
-  test("hands a call that outlasts its grace over to another worker, and exits with 0", async () => {
-    const pause = gate(2);
-    parts.simulator.script(text("", { ...answer, pauseAfter: pause }), text("", answer));
-    const environment = { TURNKEEPER_SHUTDOWN_GRACE_MS: "300" };
-    const worker = await parts.startWorker({ environment });
-    const turn = await parts.turnkeeper.turns.start({ input: "Count" });
-    await pause.reached;
-    const stopped = worker.stop();
-    await parts.simulator.waitFor("aborted");
-    expect(await stopped).toBe(0);
-    await parts.startWorker();
-    expect(await turn.result()).toMatchObject({ status: "completed", text: "One two three" });
-    const events = await Array.fromAsync(turn.events());
-    expect(events.map((event) => event.sequence_number)).toEqual(events.map((_, at) => at));
-  });
+  test(
+    "hands a call that outlasts its grace over to another worker, and exits with 0",
+    async () => {
+      const pause = gate(2);
+      parts.simulator.script(text("", { ...answer, pauseAfter: pause }), text("", answer));
+      const environment = { TURNKEEPER_SHUTDOWN_GRACE_MS: "300" };
+      const worker = await parts.startWorker({ environment });
+      const turn = await parts.turnkeeper.turns.start({ input: "Count" });
+      await pause.reached;
+      const stopped = worker.stop();
+      await parts.simulator.waitFor("aborted");
+      expect(await stopped).toBe(0);
+      await parts.startWorker();
+      expect(await turn.result()).toMatchObject({ status: "completed", text: "One two three" });
+      const events = await Array.fromAsync(turn.events());
+      expect(events.map((event) => event.sequence_number)).toEqual(events.map((_, at) => at));
+    },
+    hangGuardMs,
+  );
 
-  test("takes no more work while its last call ends", async () => {
-    const pause = gate(2);
-    parts.simulator.script(text("", { ...answer, pauseAfter: pause }), text("", answer));
-    const worker = await parts.startWorker();
-    const turn = await parts.turnkeeper.turns.start({ input: "Count" });
-    await pause.reached;
-    const stopped = worker.stop();
-    await worker.said("worker stopping");
-    const next = await parts.turnkeeper.turns.start({ input: "Count" });
-    pause.open();
-    expect(await stopped).toBe(0);
-    expect(await turn.result()).toMatchObject({ status: "completed" });
-    expect(parts.simulator.bill).toHaveLength(1);
-    await parts.startWorker();
-    expect(await next.result()).toMatchObject({ status: "completed" });
-  });
+  test(
+    "takes no more work while its last call ends",
+    async () => {
+      const pause = gate(2);
+      parts.simulator.script(text("", { ...answer, pauseAfter: pause }), text("", answer));
+      const worker = await parts.startWorker();
+      const turn = await parts.turnkeeper.turns.start({ input: "Count" });
+      await pause.reached;
+      const stopped = worker.stop();
+      await worker.said("worker stopping");
+      const next = await parts.turnkeeper.turns.start({ input: "Count" });
+      pause.open();
+      expect(await stopped).toBe(0);
+      expect(await turn.result()).toMatchObject({ status: "completed" });
+      expect(parts.simulator.bill).toHaveLength(1);
+      await parts.startWorker();
+      expect(await next.result()).toMatchObject({ status: "completed" });
+    },
+    hangGuardMs,
+  );
 
-  test("while Temporal is away exits with 0 all the same", async () => {
-    const temporal = await startTemporalServer({ binary: sharedTemporal().binary });
-    const worker = await parts.startWorker({ temporalAddress: temporal.address });
-    await temporal.kill();
-    expect(await worker.stop()).toBe(0);
-  });
+  test(
+    "while Temporal is away exits with 0 all the same",
+    async () => {
+      const temporal = await startTemporalServer({ binary: sharedTemporal().binary });
+      const worker = await parts.startWorker({ temporalAddress: temporal.address });
+      await temporal.kill();
+      expect(await worker.stop()).toBe(0);
+    },
+    hangGuardMs,
+  );
 });
 
 describeWith(["postgres", "temporal"], "a process that serves HTTP and gets SIGTERM", () => {
@@ -151,37 +172,70 @@ describeWith(["postgres", "temporal"], "a process that serves HTTP and gets SIGT
     expect(all.at(-1)).toMatchObject({ type: "response.completed" });
   }
 
-  test("cuts its streams off, which resume at another gateway, and exits with 0", async () => {
-    await parts.startWorker();
-    const leaving = await startServing("gateway");
-    const { seen, brokeOff, open } = await streamPaused(leaving.client);
-    expect(await leaving.server.stop()).toBe(0);
-    expect(await brokeOff).toBe(true);
-    const { client } = await startServing("gateway");
-    open();
-    await expectResumes(client, seen);
-  });
+  test(
+    "cuts its streams off, which resume at another gateway, and exits with 0",
+    async () => {
+      await parts.startWorker();
+      const leaving = await startServing("gateway");
+      const { seen, brokeOff, open } = await streamPaused(leaving.client);
+      expect(await leaving.server.stop()).toBe(0);
+      expect(await brokeOff).toBe(true);
+      const { client } = await startServing("gateway");
+      open();
+      await expectResumes(client, seen);
+    },
+    hangGuardMs,
+  );
 
-  test("beside a call that runs in it lets the call end, and exits with 0", async () => {
-    const leaving = await startServing("serve");
-    const { seen, brokeOff, open } = await streamPaused(leaving.client);
-    const stopped = leaving.server.stop();
-    expect(await brokeOff).toBe(true);
-    open();
-    expect(await stopped).toBe(0);
-    const { client } = await startServing("gateway");
-    await expectResumes(client, seen);
-    expect(parts.simulator.bill).toHaveLength(1);
-  });
+  test(
+    "or a worker behind it that does takes no more of its turns",
+    async () => {
+      const worker = await parts.startWorker();
+      const { client } = await startServing("gateway");
+      const { brokeOff, open } = await streamPaused(client);
+      const stopped = worker.stop();
+      await worker.said("worker stopping");
+      const { id } = await client.responses.create({ input: "Count", background: true });
+      open();
+      expect(await brokeOff).toBe(false);
+      expect(await stopped).toBe(0);
+      expect(parts.simulator.bill).toHaveLength(1);
+      parts.simulator.script(text("", answer));
+      await parts.startWorker();
+      const turn = await parts.turnkeeper.turns.get(id);
+      expect(await turn.result()).toMatchObject({ status: "completed" });
+    },
+    hangGuardMs,
+  );
 
-  test("hands a call that outlasts its grace over, and exits with 0", async () => {
-    const graceMs = 300;
-    const leaving = await startServing("serve", graceMs);
-    const { seen, brokeOff } = await streamPaused(leaving.client);
-    parts.simulator.script(text("", answer));
-    expect(await leaving.server.stop()).toBe(0);
-    expect(await brokeOff).toBe(true);
-    const { client } = await startServing("serve");
-    await expectResumes(client, seen);
-  });
+  test(
+    "beside a call that runs in it lets the call end, and exits with 0",
+    async () => {
+      const leaving = await startServing("serve");
+      const { seen, brokeOff, open } = await streamPaused(leaving.client);
+      const stopped = leaving.server.stop();
+      expect(await brokeOff).toBe(true);
+      open();
+      expect(await stopped).toBe(0);
+      const { client } = await startServing("gateway");
+      await expectResumes(client, seen);
+      expect(parts.simulator.bill).toHaveLength(1);
+    },
+    hangGuardMs,
+  );
+
+  test(
+    "hands a call that outlasts its grace over, and exits with 0",
+    async () => {
+      const graceMs = 300;
+      const leaving = await startServing("serve", graceMs);
+      const { seen, brokeOff } = await streamPaused(leaving.client);
+      parts.simulator.script(text("", answer));
+      expect(await leaving.server.stop()).toBe(0);
+      expect(await brokeOff).toBe(true);
+      const { client } = await startServing("serve");
+      await expectResumes(client, seen);
+    },
+    hangGuardMs,
+  );
 });
