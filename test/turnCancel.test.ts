@@ -171,7 +171,8 @@ describeWith(["postgres", "temporal"], "a turn that is cancelled", () => {
   test("while it waits for a retry ends without the retry", async () => {
     const { simulator } = deployment;
     simulator.script(fault.rateLimit({ seconds: 60 }));
-    const turn = await start("Hi");
+    // The other calls of a model that is limited are held back with it.
+    const turn = await start("Hi", { model: "gpt-limited" });
     await simulator.waitFor("finished");
     await turn.cancel();
     expect(await ended(turn)).toMatchObject({ status: "cancelled", text: "" });
