@@ -120,6 +120,24 @@ describeWith(["postgres", "temporal"], "a turn that is cancelled", () => {
     expect(sent[1]).toMatchObject({ role: "assistant", status: "incomplete" });
   });
 
+  test("in the middle of a call keeps the message that it had finished before", async () => {
+    const pause = gate(4);
+    const asked = [{ name: "wait", arguments: { reason: "to see what comes of it" } }];
+    deployment.simulator.script(calls(asked, { text: "Let me see.", pauseAfter: pause }));
+    const turn = await start("Wait");
+    await pause.reached;
+    for await (const event of turn.events()) {
+      if (event.type === "response.mcp_call_arguments.delta") break;
+    }
+    await turn.cancel();
+    expect(await ended(turn)).toMatchObject({
+      status: "cancelled",
+      text: "Let me see.",
+      response: { output: [{ type: "message", status: "completed" }] },
+    });
+    await expectUsable(turn, "Let me see.");
+  });
+
   test("before the model has said anything ends without an answer", async () => {
     deployment.simulator.script(fault.silence());
     const turn = await start("Hi");
