@@ -12,6 +12,7 @@ import { OfferedTurns } from "./activities/offeredTurns.ts";
 import type { Parts } from "./activities/parts.ts";
 import { createResponseCanceller } from "./activities/cancelResponse.ts";
 import { RunningTurns } from "./activities/runningTurns.ts";
+import { TemporalWatch } from "./activities/temporalWatch.ts";
 import type { HeadStart } from "./turns.ts";
 import type { Config } from "./config.ts";
 import { createEngine, findSearchAttributes } from "./engine.ts";
@@ -181,6 +182,8 @@ async function openParts(
 ): Promise<Parts> {
   const { database, endpoint, hub, log } = options;
   const announcer = new Announcer(database, hub);
+  const currentRun: Parts["currentRun"] = async (turnId) =>
+    (await engine.currentRun(turnId))?.runId ?? null;
   const announce: Parts["announce"] = (turnId, events) => announcer.announce(turnId, events);
   return {
     database,
@@ -190,7 +193,8 @@ async function openParts(
     agents: createAgentReader(database),
     runningTurns: await RunningTurns.open(database),
     modelPauses: new ModelPauses(),
-    currentRun: async (turnId) => (await engine.currentRun(turnId))?.runId ?? null,
+    temporalWatch: new TemporalWatch(currentRun),
+    currentRun,
     startGranted: createGrants(database, engine, log),
     cancelResponse: createResponseCanceller(database, endpoint, log),
     announce,

@@ -101,13 +101,12 @@ function callMoment(story: Story, call: Call, tries: number): Moment {
 }
 
 function toolMoment(story: Story, step: Step): Moment {
-  const outcome = step.state === "finished" ? (step.outcome ?? "finished") : step.state;
   const row = [
     step.started_at === null ? "" : formatSpan(story.created_at, step.started_at),
     `${step.number}`,
     step.attempt === 0 ? "" : `${step.attempt}`,
     `tool ${step.name}`,
-    outcome,
+    step.outcome ?? step.state,
     formatSpan(step.started_at, step.finished_at ?? story.ended_at),
   ];
   return { at: step.started_at ?? "9999", rows: [row] };

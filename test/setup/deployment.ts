@@ -38,18 +38,23 @@ export interface DeploymentOptions {
   databaseUrl?: string;
   /** Turns begin before Temporal knows of them, as in `turnkeeper dev`. */
   headStart?: boolean;
+  /** Another deployment's, to be a second worker of it. */
+  taskQueue?: string;
+  /** The way to the Temporal server; directly by default. */
+  temporalAddress?: string;
   /** A model server other than the simulator. */
   openaiBaseUrl?: string;
 }
 
 export async function deploy(options: DeploymentOptions = {}): Promise<Deployment> {
   const url = options.databaseUrl ?? (await createTestDatabase()).url;
-  const taskQueue = uniqueTaskQueue();
+  const taskQueue = options.taskQueue ?? uniqueTaskQueue();
   const simulator = await startSimulator({ mode: "scripted" });
   const database = openPostgres({ url });
   const hub = await EventHub.open(database);
   const log = pino({ level: process.env["TURNKEEPER_LOG_LEVEL"] ?? "silent" });
-  const { connection, client } = await connectNatively({ address: sharedTemporal().address }, log);
+  const address = options.temporalAddress ?? sharedTemporal().address;
+  const { connection, client } = await connectNatively({ address }, log);
   const endpoint = openModelEndpoint({
     baseUrl: options.openaiBaseUrl ?? simulator.baseUrl,
     apiKey: "sk-simulated",
