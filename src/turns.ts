@@ -6,8 +6,11 @@ import type { Admission, Admitted, BusyMode } from "./store/admission.ts";
 import { listAgents } from "./store/agents.ts";
 import { StoreUnavailable } from "./store/database.ts";
 import type { Database } from "./store/database.ts";
+import { compareReplay } from "./store/comparisons.ts";
+import type { TurnComparison } from "./store/comparisons.ts";
 import { cancelTurn } from "./store/endings.ts";
 import { readEventsAfter, readProgress } from "./store/eventLog.ts";
+import { admitReplay, readReplay } from "./store/replays.ts";
 import { markDisconnected, readTurn, readVisibleTurn, reattachTurn } from "./store/turns.ts";
 import { parseEvent } from "./turn/events.ts";
 import type { NumberedEvent, RecordedEvent } from "./turn/events.ts";
@@ -16,6 +19,8 @@ import { newId } from "./turn/ids.ts";
 import { outputText } from "./turn/items.ts";
 import type { Item } from "./turn/items.ts";
 import { prepareTurn, requestHash } from "./turn/prepare.ts";
+import type { PreparedTurn } from "./turn/prepare.ts";
+import type { ReplayOptions } from "./turn/replay.ts";
 import { checkId } from "./turn/request.ts";
 import type { ResponseRequest } from "./turn/request.ts";
 import { responseObject } from "./turn/response.ts";
@@ -73,6 +78,12 @@ const tellForMs = 10 * 60_000;
 const tellAgainMs = 2_000;
 
 const idempotencyKeyPattern = /^[\x21-\x7e]{1,255}$/;
+
+function checkIdempotencyKey(key: string | undefined): void {
+  if (key === undefined || idempotencyKeyPattern.test(key)) return;
+  const rule = "An idempotency key has 1 to 255 printable ASCII characters without spaces.";
+  throw new Refusal("invalid_value", rule, "Idempotency-Key");
+}
 
 function ifUnavailable(error: unknown): null {
   if (error instanceof StoreUnavailable) return null;
@@ -155,24 +166,12 @@ export class Turns {
     options: StartOptions = {},
   ): Promise<Admitted & { started: Promise<void> }> {
     const { database, engine, headStart } = this.#parts;
-    const { idempotencyKey } = options;
-    if (idempotencyKey !== undefined && !idempotencyKeyPattern.test(idempotencyKey)) {
-      const rule = "An idempotency key has 1 to 255 printable ASCII characters without spaces.";
-      throw new Refusal("invalid_value", rule, "Idempotency-Key");
-    }
+    checkIdempotencyKey(options.idempotencyKey);
     const prepared = await this.#reachable(async () =>
       prepareTurn(body, await listAgents(database)),
     );
-    const admitted = await this.#reachable(() =>
-      this.#putOnRecord({
-        ...prepared,
-        turnId: newId("turn"),
-        project: this.project,
-        idempotencyKey: idempotencyKey ?? null,
-        apiKeyId: options.apiKeyId ?? null,
-        whenBusy: options.whenBusy ?? "reject",
-      }),
-    );
+    const admission = this.#admissionOf(prepared, options);
+    const admitted = await this.#putOnRecord(admission, () => admitTurn(database, admission));
     const { turn, isNew } = admitted;
     if (turn.status !== "admitted") return { ...admitted, started: Promise.resolve() };
     if (isNew && headStart?.(turn, () => this.#tell(turn))) {
@@ -182,17 +181,74 @@ export class Turns {
     return { ...admitted, started: engine.startTurn(turn).catch(() => {}) };
   }
 
-  async #putOnRecord(admission: Admission): Promise<Admitted> {
-    const { database } = this.#parts;
-    try {
-      return await admitTurn(database, admission);
-    } catch (error) {
-      if (!(error instanceof StoreUnavailable)) throw error;
-      // Only the answer to the commit may have been lost: then the turn is on record [1].
-      const turn = await readTurn(database, this.project, admission.turnId);
-      if (turn === null) throw error;
-      return { turn, isNew: true };
-    }
+  /**
+   * Starts a turn that replays an ended one: behind its finished steps, or from its start. It runs in
+   * the conversation where the turn failed and nothing has come after it, else in a fork at its base.
+   * Calls of tools are answered with the outcomes on record [8].
+   *
+   * @throws Refusal when the turn cannot be replayed; nothing was recorded then.
+   */
+  async replay(
+    turnId: string,
+    options: ReplayOptions = {},
+    start: Omit<StartOptions, "whenBusy"> = {},
+  ): Promise<TurnHandle> {
+    const { turn, isNew } = await this.admitReplay(turnId, options, start);
+    return new TurnHandle(this, turn, isNew);
+  }
+
+  /**
+   * Compares a replay with the turn that it replays, as far as it is.
+   *
+   * @throws Refusal `response_not_found`, or `invalid_value` when the turn is no replay.
+   */
+  async compare(replayId: string): Promise<TurnComparison> {
+    const id = checkId(replayId, "response_id");
+    return this.#reachable(() => compareReplay(this.#parts.database, this.project, id));
+  }
+
+  /** Like {@link replay}, for callers that want the record itself. */
+  async admitReplay(
+    turnId: string,
+    options: ReplayOptions,
+    start: StartOptions,
+  ): Promise<Admitted> {
+    const { database, engine } = this.#parts;
+    checkIdempotencyKey(start.idempotencyKey);
+    const original = await this.read(turnId);
+    const read = await this.#reachable(() => readReplay(database, original, options));
+    const { plan, ...prepared } = read;
+    const admission = this.#admissionOf(prepared, start);
+    const admitted = await this.#putOnRecord(admission, () =>
+      admitReplay(database, admission, plan),
+    );
+    if (admitted.turn.status === "admitted") await engine.startTurn(admitted.turn).catch(() => {});
+    return admitted;
+  }
+
+  #admissionOf(prepared: PreparedTurn, options: StartOptions): Admission {
+    return {
+      ...prepared,
+      turnId: newId("turn"),
+      project: this.project,
+      idempotencyKey: options.idempotencyKey ?? null,
+      apiKeyId: options.apiKeyId ?? null,
+      whenBusy: options.whenBusy ?? "reject",
+    };
+  }
+
+  async #putOnRecord(admission: Admission, admit: () => Promise<Admitted>): Promise<Admitted> {
+    return this.#reachable(async () => {
+      try {
+        return await admit();
+      } catch (error) {
+        if (!(error instanceof StoreUnavailable)) throw error;
+        // Only the answer to the commit may have been lost: then the turn is on record [1].
+        const turn = await readTurn(this.#parts.database, this.project, admission.turnId);
+        if (turn === null) throw error;
+        return { turn, isNew: true };
+      }
+    });
   }
 
   /**

@@ -1,5 +1,5 @@
 import { Context } from "@temporalio/activity";
-import { toolOutcomeEvents } from "../events/serverCalls.ts";
+import { findEffect } from "../store/replays.ts";
 import { releaseStep } from "../store/steps.ts";
 import type { Claim } from "../store/claims.ts";
 import type { Fence } from "../store/fence.ts";
@@ -8,6 +8,7 @@ import { runTool as runHandler, toolErrorOutput } from "../tools/run.ts";
 import type { ToolResult } from "../tools/run.ts";
 import { newItemId } from "../turn/ids.ts";
 import type { Item } from "../turn/items.ts";
+import { toolOutcomeEvents } from "../turn/serverCalls.ts";
 import type { Turn } from "../turn/turn.ts";
 import type { StepVerdict, ToolCall } from "../turn/verdict.ts";
 import { finishStep } from "./finishStep.ts";
@@ -30,6 +31,15 @@ const unknownOutcome: ToolResult = {
   output: toolErrorOutput(
     "outcome_unknown",
     "The tool was started, and whether it finished is not known. Do not assume either; check, or ask the user.",
+  ),
+};
+
+/** What the model is told in a replay that has no effects of its own. */
+const notMade: ToolResult = {
+  outcome: "not_run",
+  output: toolErrorOutput(
+    "not_made",
+    "This is a replay of an earlier turn, in which this call was not made, so it was not made now. Go on without its result, and say what is missing.",
   ),
 };
 
@@ -67,6 +77,8 @@ async function runClaimed(
     if (!claim.wasRunning) await releaseStep(parts.database, fence);
     throw tryElsewhere(parts, turn, call.name);
   }
+  const replayed = tool === undefined ? null : await replayCall(parts, claim, tool.repeatable);
+  if (replayed !== null) return replayed;
   if (claim.wasRunning && tool !== undefined && !tool.repeatable) return unknownOutcome;
   const { controller: stop, release } = parts.runningTurns.register(fence.turnId);
   const temporal = parts.temporalWatch.watch(turn.id);
@@ -83,6 +95,23 @@ async function runClaimed(
     temporal.release();
     release();
   }
+}
+
+/**
+ * What a replay answers a call with instead of running its tool [8]; `null` where the tool is to run.
+ */
+async function replayCall(
+  parts: Parts,
+  { turn, effectKey }: Claimed,
+  isRepeatable: boolean,
+): Promise<ToolResult | null> {
+  if (turn.replay === null || turn.replay.effects === "all") return null;
+  const recorded = await findEffect(parts.database, turn, effectKey);
+  if (recorded !== null) {
+    if (recorded.output !== null) return { outcome: recorded.outcome, output: recorded.output };
+    return isRepeatable ? null : unknownOutcome;
+  }
+  return isRepeatable || turn.replay.effects === "new" ? null : notMade;
 }
 
 function callTool(

@@ -16,6 +16,7 @@ import { addCostRoute } from "./costs.ts";
 import { answerUnknownRoute, createErrorHandler } from "./errors.ts";
 import { addHealthRoutes } from "./health.ts";
 import { addModelRoutes } from "./models.ts";
+import { addReplayRoutes } from "./replays.ts";
 import { addResponseRoute } from "./responses.ts";
 import { addStoredResponseRoutes } from "./storedResponses.ts";
 import { addTurnRoutes } from "./turns.ts";
@@ -94,6 +95,7 @@ function addApi(app: FastifyInstance, options: GatewayOptions, closing: AbortSig
   addConversationItemRoutes(app, database);
   addModelRoutes(app, database);
   addCostRoute(app, database);
+  addReplayRoutes(app);
   addTurnRoutes(app, database, options.workflowsUrl ?? null);
 }
 

@@ -28,6 +28,8 @@ export function turnObject(turn: TurnSummary) {
     usage: turn.usage,
     incomplete_reason: turn.incompleteReason,
     failure: turn.failure,
+    replay_of: turn.replay?.of ?? null,
+    is_dry_run: turn.replay?.isDryRun ?? false,
   };
 }
 

@@ -129,7 +129,7 @@ function scheduleCalls(
       modelStep,
       names,
       calls.map((call) => JSON.stringify(call)),
-      calls.map((call) => effectOf(turn.id, call)),
+      calls.map((call) => effectOf(turn.replay?.originId ?? turn.id, call)),
     ],
   );
 }

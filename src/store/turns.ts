@@ -1,5 +1,6 @@
 import type { Failure } from "../turn/failures.ts";
 import type { TurnLimits } from "../turn/limits.ts";
+import type { ReplayEffects, TurnReplay } from "../turn/replay.ts";
 import type { TurnRequest } from "../turn/request.ts";
 import type { Degradation, Turn, TurnStatus, Usage } from "../turn/turn.ts";
 import type { Queryable } from "./database.ts";
@@ -8,7 +9,8 @@ const summaryColumns = `
   turns.id, turns.project_id, turns.conversation_id, turns.status, turns.admitted_on, turns.agent,
   turns.agent_version, turns.model, turns.original_model, turns.degraded, turns.deadline_at, turns.run_id, turns.cancel_requested_at,
   turns.usage, turns.failure, turns.incomplete_reason, turns.created_at, turns.started_at,
-  turns.ended_at`;
+  turns.ended_at, turns.replay_of, turns.origin_turn_id, turns.replay_effects,
+  turns.is_dry_run`;
 
 /** The columns of `turns` that make a {@link Turn}, for a table or alias called `turns`. */
 export const turnColumns = `${summaryColumns}, turns.request, turns.limits, turns.output`;
@@ -36,10 +38,20 @@ export interface TurnRow {
   created_at: Date;
   started_at: Date | null;
   ended_at: Date | null;
+  replay_of: string | null;
+  origin_turn_id: string | null;
+  replay_effects: ReplayEffects | null;
+  is_dry_run: boolean;
 }
 
 function parse(json: string | null): unknown {
   return json === null ? null : JSON.parse(json);
+}
+
+function replayFromRow(row: TurnRow): TurnReplay | null {
+  const { replay_of: of, origin_turn_id: originId, replay_effects: effects } = row;
+  if (of === null || originId === null || effects === null) return null;
+  return { of, originId, effects, isDryRun: row.is_dry_run };
 }
 
 function summaryFromRow(row: TurnRow): TurnSummary {
@@ -63,6 +75,7 @@ function summaryFromRow(row: TurnRow): TurnSummary {
     createdAt: row.created_at,
     startedAt: row.started_at,
     endedAt: row.ended_at,
+    replay: replayFromRow(row),
   };
 }
 

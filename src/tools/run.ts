@@ -25,7 +25,8 @@ export type ToolErrorType =
   | "unknown_tool"
   | "invalid_result"
   | "aborted"
-  | "outcome_unknown";
+  | "outcome_unknown"
+  | "not_made";
 
 const maxErrorMessageChars = 1_000;
 
