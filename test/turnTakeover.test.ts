@@ -161,6 +161,20 @@ describeWith(["postgres", "temporal"], "a step that is taken over", () => {
     expect(await temporal.workflow.getHandle(turn.id).result()).toEqual({ status: "completed" });
   });
 
+  test("by a reset does not run again what was finished before it: no call of a model or a tool", async () => {
+    const { simulator } = deployment;
+    const pause = gate(2);
+    visit.leave.resolve();
+    simulator.script(calls([{ name: "pay", arguments: {} }]));
+    simulator.script(text("one two three four", { pauseAfter: pause }), text(answer));
+    const turn = await start();
+    await pause.reached;
+    await reset(turn);
+    expect(await ended(turn)).toMatchObject({ status: "completed", text: answer });
+    expect(visit.count).toBe(1);
+    expect(await outcomes(turn)).toEqual(["used", "wasted", "used"]);
+  });
+
   test("by a reset of a turn that has ended is not run again", async () => {
     deployment.simulator.script(text(answer));
     const turn = await start();

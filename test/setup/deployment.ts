@@ -1,6 +1,7 @@
 import type { Client } from "@temporalio/client";
 import { pino } from "pino";
 import { Turnkeeper } from "../../src/client.ts";
+import type { WorkerVersion } from "../../src/config.ts";
 import { EventHub } from "../../src/events/hub.ts";
 import type { JanitorSettings } from "../../src/janitor.ts";
 import { openModelEndpoint } from "../../src/responses/call.ts";
@@ -42,6 +43,8 @@ export interface DeploymentOptions {
   taskQueue?: string;
   /** The way to the Temporal server; directly by default. */
   temporalAddress?: string;
+  /** The worker's version. */
+  version?: WorkerVersion;
   /** A model server other than the simulator. */
   openaiBaseUrl?: string;
 }
@@ -70,6 +73,7 @@ export async function deploy(options: DeploymentOptions = {}): Promise<Deploymen
     hub,
     agents: options.agents ?? [defineAgent({ name: "default", model: "gpt-test" })],
     tools: options.tools ?? [],
+    deployment: options.version ?? null,
     log,
     maxConcurrentSteps: 100,
     shutdownGraceMs: 1_000,
