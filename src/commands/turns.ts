@@ -17,7 +17,8 @@ export interface ListTurns {
   json?: boolean;
 }
 
-interface TurnPage {
+/** A page of turns, as the gateway lists them. */
+export interface TurnPage {
   data: TurnObject[];
   last_id: string | null;
   has_more: boolean;

@@ -48,7 +48,7 @@ function comparedObject(turn: ComparedTurn) {
     id: turn.turnId,
     model: turn.model,
     status: turn.status,
-    failure_class: turn.failureClass,
+    failure: turn.failure,
     incomplete_reason: turn.incompleteReason,
     text: turn.text,
     steps: turn.steps,
@@ -56,6 +56,7 @@ function comparedObject(turn: ComparedTurn) {
     input_tokens: turn.inputTokens,
     output_tokens: turn.outputTokens,
     cost_usd: turn.costUsd,
+    took_ms: turn.tookMs,
   };
 }
 

@@ -1,5 +1,5 @@
 import { Refusal } from "../turn/failures.ts";
-import type { FailureClass } from "../turn/failures.ts";
+import type { Failure } from "../turn/failures.ts";
 import { outputText } from "../turn/items.ts";
 import type { Item } from "../turn/items.ts";
 import { differenceOf } from "../turn/difference.ts";
@@ -15,7 +15,7 @@ export interface ComparedTurn {
   turnId: string;
   model: string;
   status: Turn["status"];
-  failureClass: FailureClass | null;
+  failure: Failure | null;
   incompleteReason: string | null;
   text: string;
   /** Model calls and tool calls, those that were taken over included. */
@@ -26,6 +26,8 @@ export interface ComparedTurn {
   outputTokens: number;
   /** US dollars; `null` where the cost of a call is not known. */
   costUsd: number | null;
+  /** From the first step to the end; `null` while there is no end. */
+  tookMs: number | null;
 }
 
 export interface TurnComparison {
@@ -40,12 +42,13 @@ async function readCompared(queryable: Queryable, turn: Turn): Promise<ComparedT
     readStepRecords(queryable, turn.project, turn.id),
     readModelCalls(queryable, turn.project, turn.id),
   ]);
+  const { startedAt, endedAt } = turn;
   const isPriced = calls.every((call) => call.costUsd !== null);
   return {
     turnId: turn.id,
     model: turn.model,
     status: turn.status,
-    failureClass: turn.failure?.class ?? null,
+    failure: turn.failure,
     incompleteReason: turn.incompleteReason,
     text: outputText((turn.output ?? []) as Item[]),
     steps: steps.length,
@@ -53,6 +56,7 @@ async function readCompared(queryable: Queryable, turn: Turn): Promise<ComparedT
     inputTokens: calls.reduce((sum, call) => sum + (call.tokens?.inputTokens ?? 0), 0),
     outputTokens: calls.reduce((sum, call) => sum + (call.tokens?.outputTokens ?? 0), 0),
     costUsd: isPriced ? calls.reduce((sum, call) => sum + (call.costUsd ?? 0), 0) : null,
+    tookMs: startedAt && endedAt ? endedAt.getTime() - startedAt.getTime() : null,
   };
 }
 
