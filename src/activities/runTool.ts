@@ -79,7 +79,9 @@ async function runClaimed(
   }
   const replayed = tool === undefined ? null : await replayCall(parts, claim, tool.repeatable);
   if (replayed !== null) return replayed;
-  if (claim.wasRunning && tool !== undefined && !tool.repeatable) return unknownOutcome;
+  // A tool that takes its worker down each time must not take down every worker.
+  const mayRepeat = tool?.repeatable && fence.attempt <= turn.limits.maxAttemptsPerStep;
+  if (claim.wasRunning && tool !== undefined && !mayRepeat) return unknownOutcome;
   const { controller: stop, release } = parts.runningTurns.register(fence.turnId);
   const temporal = parts.temporalWatch.watch(turn.id);
   const takenBack = AbortSignal.any([Context.current().cancellationSignal, temporal.signal]);
