@@ -54,7 +54,10 @@ describeWith(["postgres", "temporal"], "a step that is taken over", () => {
     const tools = ["pay", "look"];
     deployment = await deploy({
       tools: [visitTool("pay", false), visitTool("look", true)],
-      agents: [defineAgent({ name: "default", model: "gpt-test", tools })],
+      agents: [
+        defineAgent({ name: "default", model: "gpt-test", tools }),
+        defineAgent({ name: "once", model: "gpt-test", tools, limits: { maxAttemptsPerStep: 1 } }),
+      ],
     });
     ({ temporal } = deployment);
   });
@@ -115,15 +118,17 @@ describeWith(["postgres", "temporal"], "a step that is taken over", () => {
     [
       "is not run again, and the model is told that its outcome is unknown",
       "pay",
+      "default",
       1,
       "outcome_unknown",
       "unknown",
     ],
-    ["that may be repeated is run again", "look", 2, "visit 2", "ok"],
-  ])("of a tool %s", async (_, name, runs, told, outcome) => {
+    ["that may be repeated is run again", "look", "default", 2, "visit 2", "ok"],
+    ["is run as often as the limit allows", "look", "once", 1, "outcome_unknown", "unknown"],
+  ])("of a tool %s", async (_, name, model, runs, told, outcome) => {
     const { simulator } = deployment;
     simulator.script(calls([{ name, arguments: {} }]), text(answer));
-    const turn = await start();
+    const turn = await start(model);
     await visit.entered.promise;
     await replaceAttempt(turn, 2);
     visit.leave.resolve();
