@@ -154,7 +154,7 @@ fork. The exit code is 0 if all replays have completed, else 1.
 
 Examples:
   turnkeeper turn replay resp_0192f3c1a7b4c0ffee
-  turnkeeper turn replay resp_0192f3c1a7b4c0ffee --model gpt-6.1-sol --dry-run
+  turnkeeper turn replay resp_0192f3c1a7b4c0ffee --model gpt-5-mini --dry-run
   turnkeeper turn replay --status failed --since 2h`,
   )
   .action(async (id: string | undefined, options: GatewayOptions & ReplayTurns) => {

@@ -212,7 +212,7 @@ describeWith(["postgres", "temporal"], "a replay", () => {
       turn: { model: "gpt-other" },
     });
     expect(simulator.requests.at(-1)?.body.model).toBe("gpt-other");
-    const notMade = expect.stringContaining('"type":"not_made"') as string;
+    const notMade = expect.stringContaining('"type":"not_run"') as string;
     expect(outputs()).toEqual([notMade, "paid 5, 1", notMade, "sight 1"]);
     expect(await toolSteps(replay)).toEqual([
       ["finished", "not_run"],
@@ -269,7 +269,7 @@ describeWith(["postgres", "temporal"], "a replay", () => {
     await lose(original, false);
     simulator.script(text("Not done."), text("Done."));
     await ended(await turns().replay(original.id, { fork: true }));
-    expect(outputs()).toEqual([expect.stringContaining("not_made"), "sight 1"]);
+    expect(outputs()).toEqual([expect.stringContaining("not_run"), "sight 1"]);
     expect(paid).toHaveLength(1);
     const replay = await turns().replay(original.id);
     expect(await ended(replay)).toMatchObject({ status: "completed", text: "Paying.Done." });

@@ -35,11 +35,11 @@ const unknownOutcome: ToolResult = {
 };
 
 /** What the model is told in a replay that has no effects of its own. */
-const notMade: ToolResult = {
+const notRun: ToolResult = {
   outcome: "not_run",
   output: toolErrorOutput(
-    "not_made",
-    "This is a replay of an earlier turn, in which this call was not made, so it was not made now. Go on without its result, and say what is missing.",
+    "not_run",
+    "The call was not run: this is a replay of an earlier turn, in which it was not made. Go on without its result, and say what is missing.",
   ),
 };
 
@@ -113,7 +113,7 @@ async function replayCall(
     if (recorded.output !== null) return { outcome: recorded.outcome, output: recorded.output };
     return isRepeatable ? null : unknownOutcome;
   }
-  return isRepeatable || turn.replay.effects === "new" ? null : notMade;
+  return isRepeatable || turn.replay.effects === "new" ? null : notRun;
 }
 
 function callTool(

@@ -79,10 +79,10 @@ export async function replayTurns(
   if (!replayed.every((each) => each.isCompleted)) process.exitCode = 1;
 }
 
-/** Ids, newest first. What another one of them has replayed already is left to that one. */
-async function findTurns(gateway: GatewayClient, which: WhichToReplay): Promise<string[]> {
-  const { status, agent, conversation, since, until, limit } = which;
-  const found: Json<TurnObject>[] = [];
+/** Newest first. Turns that were replayed already are left to their replays, save by dry runs. */
+async function findTurns(gateway: GatewayClient, which: ReplayTurns): Promise<string[]> {
+  const { status, agent, conversation, since, until, limit, dryRun = false } = which;
+  const found: string[] = [];
   let after: string | undefined;
   do {
     const page: Json<TurnPage> = await gateway.get<TurnPage>(turnsPath, {
@@ -92,13 +92,12 @@ async function findTurns(gateway: GatewayClient, which: WhichToReplay): Promise<
       created_after: since,
       created_before: until,
       after,
-      limit: Math.min(pageTurns, limit - found.length),
+      limit: pageTurns,
     });
-    found.push(...page.data);
+    found.push(...page.data.filter((turn) => dryRun || !turn.is_replayed).map(({ id }) => id));
     after = page.has_more ? (page.last_id ?? undefined) : undefined;
   } while (after !== undefined && found.length < limit);
-  const replayed = new Set(found.map((turn) => turn.replay_of));
-  return found.map((turn) => turn.id).filter((turnId) => !replayed.has(turnId));
+  return found.slice(0, limit);
 }
 
 async function replayAll(

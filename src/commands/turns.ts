@@ -1,5 +1,5 @@
 import type { Config } from "../config.ts";
-import type { TurnObject, TurnStory } from "../gateway/turnObject.ts";
+import type { ListedTurnObject, TurnStory } from "../gateway/turnObject.ts";
 import { formatCount, formatSpan, formatTime } from "./figures.ts";
 import { GatewayClient } from "./gatewayClient.ts";
 import { renderTable } from "./table.ts";
@@ -19,7 +19,7 @@ export interface ListTurns {
 
 /** A page of turns, as the gateway lists them. */
 export interface TurnPage {
-  data: TurnObject[];
+  data: ListedTurnObject[];
   last_id: string | null;
   has_more: boolean;
 }

@@ -168,14 +168,23 @@ export interface TurnFilter {
 /** What a list says of a turn: everything but its bodies. */
 export type TurnSummary = Omit<Turn, "request" | "limits" | "output">;
 
+/** A turn as a list has it. */
+export interface ListedTurn extends TurnSummary {
+  /** There is a replay of it, dry runs not counted. */
+  isReplayed: boolean;
+}
+
 /** Turns of a project that were not deleted over HTTP, newest first. */
 export async function listTurns(
   queryable: Queryable,
   project: string,
   filter: TurnFilter,
-): Promise<TurnSummary[]> {
-  const rows = await queryable.query<TurnRow>(
-    `SELECT ${summaryColumns} FROM turns
+): Promise<ListedTurn[]> {
+  const rows = await queryable.query<TurnRow & { is_replayed: boolean }>(
+    `SELECT ${summaryColumns}, EXISTS (
+       SELECT 1 FROM turns replay WHERE replay.replay_of = turns.id AND NOT replay.is_dry_run
+     ) AS is_replayed
+     FROM turns
      WHERE project_id = $1 AND hidden_at IS NULL
        AND ($2::text IS NULL OR status = $2)
        AND ($3::text IS NULL OR conversation_id = $3)
@@ -196,7 +205,7 @@ export async function listTurns(
       filter.limit,
     ],
   );
-  return rows.map(summaryFromRow);
+  return rows.map((row) => ({ ...summaryFromRow(row), isReplayed: row.is_replayed }));
 }
 
 /** Notes that the connection of the request that started a turn broke before it was answered. */

@@ -26,7 +26,7 @@ export type ToolErrorType =
   | "invalid_result"
   | "aborted"
   | "outcome_unknown"
-  | "not_made";
+  | "not_run";
 
 const maxErrorMessageChars = 1_000;
 

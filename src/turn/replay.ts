@@ -127,7 +127,7 @@ export function prepareReplay(
   return {
     agent: agent.name,
     agentVersion: (changed ?? agent).version,
-    model: model ?? original.model,
+    model: model ?? original.originalModel ?? original.model,
     request: { ...request, instructions: instructions ?? request.instructions },
     requestHash: contentHash({ replay: original.id, ...options }),
     limits: { ...defaultTurnLimits, ...current.limits },

@@ -32,18 +32,19 @@ export interface TakenOver {
 }
 
 /**
- * The steps behind which a turn can go on: up to the first model step that is not finished, or that
- * ended its turn, for that one is made again.
+ * The steps behind which a turn can go on: up to the first model step that is not finished, that ended
+ * its turn, or whose calls a limit forbade, for that one is made again.
  */
 function stepsToTake(steps: readonly RecordedStep[]): RecordedStep[] {
   const taken: RecordedStep[] = [];
   for (;;) {
     const model = steps[taken.length];
     if (!model?.isFinished || model.verdict?.next !== "tools") return taken;
+    if (model.verdict.limit !== undefined) return taken;
     const first = taken.length + 1;
     const calls = steps.slice(first, first + model.verdict.tools.length);
     taken.push(model, ...calls);
-    if (calls.length === 0 || !calls.every((call) => call.isFinished)) return taken;
+    if (!calls.every((call) => call.isFinished)) return taken;
   }
 }
 
