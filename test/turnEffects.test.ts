@@ -14,6 +14,8 @@ import { ended } from "./setup/turnStream.ts";
 
 const anyObject = { type: "object" };
 const takeoverTimeoutMs = 60_000;
+/** The SDK by itself stops a handler 5 s after Temporal has given its step to another worker. */
+const aLittleMs = 2_000;
 
 /** The runs of the tools below, in order. */
 let runs: { key: string; signal: AbortSignal; leave: () => void }[] = [];
@@ -128,8 +130,13 @@ describeWith(["postgres", "temporal"], "[8] the effect of a tool call", () => {
         openaiBaseUrl: first.simulator.baseUrl,
       });
       const [lost] = runs;
+      const attempt = async () => {
+        const { raw } = await second.temporal.workflow.getHandle(turn.id).describe();
+        return raw.pendingActivities?.[0]?.attempt;
+      };
+      await expect.poll(attempt, { timeout: takeoverTimeoutMs }).toBeGreaterThan(1);
+      await expect.poll(() => lost?.signal.aborted, { timeout: aLittleMs }).toBe(true);
       await expect.poll(() => runs.length, { timeout: takeoverTimeoutMs }).toBe(2);
-      expect(lost?.signal.aborted).toBe(true);
       proxy.thaw();
       runs[1]?.leave();
       expect(await ended(turn)).toMatchObject({ status: "completed", text: "I see." });

@@ -1,7 +1,7 @@
 import { afterAll, afterEach, beforeAll, expect, test } from "vitest";
 import type { TurnHandle } from "../src/turns.ts";
 import { calls, fault, gate, text } from "../src/simulator/server.ts";
-import { listAgents } from "../src/store/agents.ts";
+import { listAgents, registerAgents } from "../src/store/agents.ts";
 import { deleteConversation, readHistory } from "../src/store/conversations.ts";
 import { readModelCalls } from "../src/store/modelCalls.ts";
 import { readStepRecords } from "../src/store/steps.ts";
@@ -289,6 +289,42 @@ describeWith(["postgres", "temporal"], "a replay", () => {
     expect(outputs()).toEqual([expect.stringContaining("unknown_tool")]);
     expect(await listAgents(deployment.database)).toEqual(agents);
     expect((await turns().read(replay.id)).agentVersion).not.toBe(agents[0]?.version);
+  });
+
+  test("[9] answers the same calls of the client as its turn, in its conversation and in a fork", async () => {
+    const { simulator } = deployment;
+    const ask = { type: "function", name: "ask", parameters, strict: false };
+    simulator.script(calls([{ name: "ask", arguments: {}, callId: "call_1" }]));
+    const first = await start({ tools: [ask] });
+    await ended(first);
+    const answers = [{ type: "function_call_output", call_id: "call_1", output: "yes" }];
+    simulator.script(fault.quota());
+    const original = await start({
+      input: answers,
+      tools: [ask],
+      previous_response_id: first.id,
+    });
+    await ended(original);
+    simulator.script(text("Forked."), text("Done."));
+    const fork = await turns().replay(original.id, { fork: true });
+    expect(await ended(fork)).toMatchObject({ status: "completed", text: "Forked." });
+    expect(outputs()).toEqual(["yes"]);
+    const replay = await turns().replay(original.id);
+    expect(await ended(replay)).toMatchObject({ status: "completed", text: "Done." });
+    expect(outputs()).toEqual(["yes"]);
+    expect(replay.conversationId).toBe(first.conversationId);
+  });
+
+  test("keeps the version of its turn's agent, and gets the limits of the current one", async () => {
+    const limited = (maxSteps: number) =>
+      defineAgent({ name: "limited", model: "gpt-test", limits: { maxSteps } });
+    await registerAgents(deployment.database, [limited(7)]);
+    deployment.simulator.script(fault.quota(), text("Done."));
+    const original = await start({ agent: "limited" });
+    await ended(original);
+    await registerAgents(deployment.database, [limited(9)]);
+    const { turn } = await ended(await turns().replay(original.id));
+    expect(turn).toMatchObject({ limits: { maxSteps: 9 }, agentVersion: limited(7).version });
   });
 
   test("as a dry run compares, and leaves nothing that anybody is shown", async () => {
