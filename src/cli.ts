@@ -7,6 +7,7 @@ import { PortTakenError } from "./dev/ports.ts";
 import type { ShowCost } from "./commands/cost.ts";
 import { parseTime } from "./commands/figures.ts";
 import { GatewayRefused } from "./commands/gatewayClient.ts";
+import type { ReplayTurns } from "./commands/replay.ts";
 import type { ListTurns } from "./commands/turns.ts";
 import { DataFolderInUseError } from "./dev/lockFile.ts";
 import { costSubjects } from "./store/costs.ts";
@@ -80,7 +81,9 @@ key
     await revokeKey(readConfig(), id);
   });
 
-const turn = program.command("turn").description("look at turns, by way of a gateway");
+const turn = program
+  .command("turn")
+  .description("look at turns and replay them, by way of a gateway");
 
 toGateway(turn.command("list"))
   .description("list turns, newest first")
@@ -110,6 +113,56 @@ toGateway(turn.command("show <id>"))
   .action(async (id: string, options: GatewayOptions) => {
     const { showTurn } = await import("./commands/turns.ts");
     await showTurn(gatewayConfig(options), id, options);
+  });
+
+const replayCommand = toGateway(turn.command("replay [id]"))
+  .description("replay an ended turn, or all that a query finds, and wait for the end")
+  .option(
+    "--from-start",
+    "run all steps again; by default finished ones are taken over, not paid again",
+  )
+  .option("--model <model>", "with this model of the provider, from the start")
+  .option("--instructions <text>", "with these instructions, from the start")
+  .option(
+    "--tools <names>",
+    "with these tools of agents, separated by commas, from the start",
+    parseNames,
+  )
+  .addOption(new Option("--context-strategy <name>", "with this strategy").choices(["full"]))
+  .option("--fork", "in a new conversation, also where it could go on in its own")
+  .option("--dry-run", "where nobody sees it, and compare: status, text, steps, tokens, cost")
+  .option("--allow-effects", "run all calls of tools again; by default recorded outcomes are used")
+  .addOption(
+    new Option("--status <status>", "a query: all turns of this status").choices([
+      "failed",
+      "incomplete",
+      "cancelled",
+      "completed",
+    ]),
+  )
+  .option("--agent <name>", "of them those of this agent")
+  .option("--conversation <id>", "of them those of this conversation")
+  .option("--since <time>", "created since then: ISO 8601, or an age such as 24h", parseTime)
+  .option("--until <time>", "created before then", parseTime)
+  .option("--limit <count>", "at most so many, the newest", parseCount, 1_000)
+  .option("--concurrency <count>", "so many at a time", parseCount, 4)
+  .addHelpText(
+    "after",
+    `
+A failed turn goes on in its conversation if nothing has come after it; every other replay runs in a
+fork. The exit code is 0 if all replays have completed, else 1.
+
+Examples:
+  turnkeeper turn replay resp_0192f3c1a7b4c0ffee
+  turnkeeper turn replay resp_0192f3c1a7b4c0ffee --model gpt-5-mini --dry-run
+  turnkeeper turn replay --status failed --since 2h`,
+  )
+  .action(async (id: string | undefined, options: GatewayOptions & ReplayTurns) => {
+    if ((id === undefined) === (options.status === undefined)) {
+      replayCommand.error("error: name a turn, or a query with --status");
+    }
+    const { replayTurns } = await import("./commands/replay.ts");
+    await replayTurns(gatewayConfig(options), id, options);
   });
 
 toGateway(program.command("cost"))
@@ -145,6 +198,16 @@ function gatewayConfig({ url }: GatewayOptions): Config {
 function parseUrl(text: string): string {
   if (URL.canParse(text) && /^https?:$/.test(new URL(text).protocol)) return text;
   throw new InvalidArgumentError("A URL such as http://127.0.0.1:7823 is needed.");
+}
+
+function parseNames(text: string): string[] {
+  return text.split(",").flatMap((name) => name.trim() || []);
+}
+
+function parseCount(text: string): number {
+  const count = Number(text);
+  if (Number.isInteger(count) && count > 0) return count;
+  throw new InvalidArgumentError("A whole number above 0 is needed.");
 }
 
 function parsePort(text: string): number {

@@ -5,7 +5,7 @@ import { connectLazily } from "./temporal.ts";
 import { defaultTaskQueue } from "./turn/engineNames.ts";
 import { checkId } from "./turn/request.ts";
 import { Turns } from "./turns.ts";
-import type { ClientParts } from "./turns.ts";
+import type { ClientParts } from "./clientParts.ts";
 
 export interface ConnectOptions {
   /** `postgres://…`: the database that the workers use. */

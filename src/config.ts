@@ -49,10 +49,18 @@ export const environment = z.object({
   TURNKEEPER_APP: z.string().min(1).optional(),
   TURNKEEPER_FOLDER: z.string().min(1).default(".turnkeeper"),
   TURNKEEPER_WORKFLOW_BUNDLE: z.string().min(1).optional(),
+  TURNKEEPER_DEPLOYMENT_NAME: z.string().min(1).optional(),
+  TURNKEEPER_BUILD_ID: z.string().min(1).optional(),
   TURNKEEPER_LOG_LEVEL: z
     .enum(["trace", "debug", "info", "warn", "error", "fatal", "silent"])
     .default("info"),
 });
+
+/** A version of a deployment of workers, as Temporal knows it. */
+export interface WorkerVersion {
+  deploymentName: string;
+  buildId: string;
+}
 
 export interface Config {
   /** `null`: the embedded database of `turnkeeper dev`. */
@@ -92,7 +100,17 @@ export interface Config {
   /** Where a first run keeps its data. */
   folder: string;
   workflowBundle: string | null;
+  /** This worker's version in Temporal's worker versioning; `null`: off. */
+  deployment: WorkerVersion | null;
   logLevel: string;
+}
+
+function deploymentOf(name: string | undefined, buildId: string | undefined): WorkerVersion | null {
+  if (name === undefined && buildId === undefined) return null;
+  if (name !== undefined && buildId !== undefined) return { deploymentName: name, buildId };
+  throw new InvalidConfig([
+    "TURNKEEPER_DEPLOYMENT_NAME, TURNKEEPER_BUILD_ID: set both, or none for workers without versions.",
+  ]);
 }
 
 /**
@@ -137,6 +155,7 @@ export function readConfig(
     app: env.TURNKEEPER_APP ?? null,
     folder: env.TURNKEEPER_FOLDER,
     workflowBundle: env.TURNKEEPER_WORKFLOW_BUNDLE ?? null,
+    deployment: deploymentOf(env.TURNKEEPER_DEPLOYMENT_NAME, env.TURNKEEPER_BUILD_ID),
     logLevel: env.TURNKEEPER_LOG_LEVEL,
     ...options,
   };

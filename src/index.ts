@@ -7,6 +7,8 @@ export { defineTool } from "./tools/defineTool.ts";
 export type { Tool, ToolContext, ToolDefinition } from "./tools/defineTool.ts";
 export { InvalidTool } from "./tools/registry.ts";
 export { defineAgent } from "./turn/agent.ts";
+export type { ComparedTurn, TurnComparison } from "./store/comparisons.ts";
+export type { ReplayOptions, TurnReplay } from "./turn/replay.ts";
 export type { Agent, AgentDefinition } from "./turn/agent.ts";
 export { failureRules, Refusal } from "./turn/failures.ts";
 export type { Failure, FailureClass, RefusalCode } from "./turn/failures.ts";

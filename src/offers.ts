@@ -1,6 +1,6 @@
 import type { Database } from "./store/database.ts";
 import { listWorkersWithRoom, offerChannel } from "./store/workers.ts";
-import type { HeadStart } from "./turns.ts";
+import type { HeadStart } from "./clientParts.ts";
 
 const refreshMs = 1_000;
 

@@ -1,16 +1,18 @@
 import { setTimeout as delay } from "node:timers/promises";
-import type { Engine } from "./engine.ts";
-import type { EventHub } from "./events/hub.ts";
+import { reachable } from "./clientParts.ts";
+import type { ClientParts } from "./clientParts.ts";
 import { admitTurn } from "./store/admission.ts";
 import type { Admission, Admitted, BusyMode } from "./store/admission.ts";
 import { listAgents } from "./store/agents.ts";
 import { StoreUnavailable } from "./store/database.ts";
-import type { Database } from "./store/database.ts";
 import { cancelTurn } from "./store/cancels.ts";
 import type { CancelOutcome } from "./store/cancels.ts";
+import { compareReplay } from "./store/comparisons.ts";
+import type { TurnComparison } from "./store/comparisons.ts";
 import { markDisconnected, reattachTurn } from "./store/disconnects.ts";
-import { readEventsAfter, readProgress } from "./store/eventLog.ts";
+import { admitReplay, readReplay } from "./store/replays.ts";
 import { readTurn, readVisibleTurn } from "./store/turns.ts";
+import { waitForTurnEnd, watchTurn } from "./turnEvents.ts";
 import { parseEvent } from "./turn/events.ts";
 import type { NumberedEvent, RecordedEvent } from "./turn/events.ts";
 import { Refusal } from "./turn/failures.ts";
@@ -18,6 +20,8 @@ import { newId } from "./turn/ids.ts";
 import { outputText } from "./turn/items.ts";
 import type { Item } from "./turn/items.ts";
 import { prepareTurn, requestHash } from "./turn/prepare.ts";
+import type { PreparedTurn } from "./turn/prepare.ts";
+import type { ReplayOptions } from "./turn/replay.ts";
 import { checkId } from "./turn/request.ts";
 import type { ResponseRequest } from "./turn/request.ts";
 import { responseObject } from "./turn/response.ts";
@@ -54,26 +58,8 @@ export interface TurnResult {
   turn: Turn;
 }
 
-/**
- * Begins a turn's first step in this process, and calls `tell` to have Temporal told of the turn.
- *
- * @returns false, and does nothing, where there is too much to do.
- */
-export type HeadStart = (turn: Turn, tell: () => Promise<void>) => boolean;
-
-export interface ClientParts {
-  database: Database;
-  hub: EventHub;
-  engine: Engine;
-  /** Where this process is a worker too: begins a turn while Temporal is being told. */
-  headStart?: HeadStart;
-}
-
 /** How long after its start an interrupted request may be sent again without a key */
 const reattachWithinMs = 60_000;
-
-/** Events of an ended turn that are read at a time. */
-const pageEvents = 512;
 
 /** How long and how often Temporal is told of a turn with a head start. */
 const tellForMs = 10 * 60_000;
@@ -81,9 +67,10 @@ const tellAgainMs = 2_000;
 
 const idempotencyKeyPattern = /^[\x21-\x7e]{1,255}$/;
 
-function ifUnavailable(error: unknown): null {
-  if (error instanceof StoreUnavailable) return null;
-  throw error;
+function checkIdempotencyKey(key: string | undefined): void {
+  if (key === undefined || idempotencyKeyPattern.test(key)) return;
+  const rule = "An idempotency key has 1 to 255 printable ASCII characters without spaces.";
+  throw new Refusal("invalid_value", rule, "Idempotency-Key");
 }
 
 /** One turn, as its starter holds it. */
@@ -162,25 +149,10 @@ export class Turns {
     options: StartOptions = {},
   ): Promise<Admitted & { started: Promise<void> }> {
     const { database } = this.#parts;
-    const { idempotencyKey } = options;
-    if (idempotencyKey !== undefined && !idempotencyKeyPattern.test(idempotencyKey)) {
-      const rule = "An idempotency key has 1 to 255 printable ASCII characters without spaces.";
-      throw new Refusal("invalid_value", rule, "Idempotency-Key");
-    }
-    const prepared = await this.#reachable(async () =>
-      prepareTurn(body, await listAgents(database)),
-    );
-    const admitted = await this.#reachable(() =>
-      this.#putOnRecord({
-        ...prepared,
-        turnId: newId("turn"),
-        project: this.project,
-        idempotencyKey: idempotencyKey ?? null,
-        apiKeyId: options.apiKeyId ?? null,
-        whenBusy: options.whenBusy ?? "reject",
-        disconnectGraceMs: options.disconnectGraceMs ?? null,
-      }),
-    );
+    checkIdempotencyKey(options.idempotencyKey);
+    const prepared = await reachable(async () => prepareTurn(body, await listAgents(database)));
+    const admission = this.#admissionOf(prepared, options);
+    const admitted = await this.#putOnRecord(admission, () => admitTurn(database, admission));
     const work = [this.#begin(admitted), this.#followInterruption(admitted)];
     return { ...admitted, started: Promise.all(work).then(() => {}) };
   }
@@ -199,17 +171,75 @@ export class Turns {
     await this.#followCancel(interrupted.turnId, interrupted.cancelled, turn.id).catch(() => {});
   }
 
-  async #putOnRecord(admission: Admission): Promise<Admitted> {
-    const { database } = this.#parts;
-    try {
-      return await admitTurn(database, admission);
-    } catch (error) {
-      if (!(error instanceof StoreUnavailable)) throw error;
-      // Only the answer to the commit may have been lost: then the turn is on record [1].
-      const turn = await readTurn(database, this.project, admission.turnId);
-      if (turn === null) throw error;
-      return { turn, isNew: true, interrupted: null };
-    }
+  /**
+   * Starts a turn that replays an ended one: behind its finished steps, or from its start. It runs in
+   * the conversation where the turn failed and nothing has come after it, else in a fork at its base.
+   * Calls of tools are answered with the outcomes on record [8].
+   *
+   * @throws Refusal when the turn cannot be replayed; nothing was recorded then.
+   */
+  async replay(
+    turnId: string,
+    options: ReplayOptions = {},
+    start: Omit<StartOptions, "whenBusy"> = {},
+  ): Promise<TurnHandle> {
+    const { turn, isNew } = await this.admitReplay(turnId, options, start);
+    return new TurnHandle(this, turn, isNew);
+  }
+
+  /**
+   * Compares a replay with the turn that it replays, as far as it is.
+   *
+   * @throws Refusal `response_not_found`, or `invalid_value` when the turn is no replay.
+   */
+  async compare(replayId: string): Promise<TurnComparison> {
+    const id = checkId(replayId, "response_id");
+    return reachable(() => compareReplay(this.#parts.database, this.project, id));
+  }
+
+  /** Like {@link replay}, for callers that want the record itself. */
+  async admitReplay(
+    turnId: string,
+    options: ReplayOptions,
+    start: StartOptions,
+  ): Promise<Admitted> {
+    const { database, engine } = this.#parts;
+    checkIdempotencyKey(start.idempotencyKey);
+    const original = await this.read(turnId);
+    const read = await reachable(() => readReplay(database, original, options));
+    const { plan, ...prepared } = read;
+    const admission = this.#admissionOf(prepared, start);
+    const admitted = await this.#putOnRecord(admission, () =>
+      admitReplay(database, admission, plan),
+    );
+    if (admitted.turn.status === "admitted") await engine.startTurn(admitted.turn).catch(() => {});
+    return admitted;
+  }
+
+  #admissionOf(prepared: PreparedTurn, options: StartOptions): Admission {
+    return {
+      ...prepared,
+      turnId: newId("turn"),
+      project: this.project,
+      idempotencyKey: options.idempotencyKey ?? null,
+      apiKeyId: options.apiKeyId ?? null,
+      whenBusy: options.whenBusy ?? "reject",
+      disconnectGraceMs: options.disconnectGraceMs ?? null,
+    };
+  }
+
+  async #putOnRecord(admission: Admission, admit: () => Promise<Admitted>): Promise<Admitted> {
+    return reachable(async () => {
+      try {
+        return await admit();
+      } catch (error) {
+        if (!(error instanceof StoreUnavailable)) throw error;
+        // Only the answer to the commit may have been lost: then the turn is on record [1].
+        const turn = await readTurn(this.#parts.database, this.project, admission.turnId);
+        if (turn === null) throw error;
+        return { turn, isNew: true, interrupted: null };
+      }
+    });
   }
 
   /**
@@ -229,7 +259,7 @@ export class Turns {
 
   /** Notes that whoever started the turn was cut off before the answer, so that {@link reattach} finds it. */
   async markDisconnected(turnId: string): Promise<void> {
-    await this.#reachable(() => markDisconnected(this.#parts.database, this.project, turnId));
+    await reachable(() => markDisconnected(this.#parts.database, this.project, turnId));
   }
 
   /** The turn that the same request, from the same key, started before it was cut off; or `null`. */
@@ -240,7 +270,7 @@ export class Turns {
       requestHash: requestHash(body),
       withinMs: reattachWithinMs,
     };
-    return this.#reachable(() => reattachTurn(this.#parts.database, request));
+    return reachable(() => reattachTurn(this.#parts.database, request));
   }
 
   /** The handle of a turn that exists. @throws Refusal `response_not_found`. */
@@ -250,7 +280,7 @@ export class Turns {
 
   /** The record of a turn. @throws Refusal `response_not_found`. */
   async read(turnId: string): Promise<Turn> {
-    const turn = await this.#reachable(() =>
+    const turn = await reachable(() =>
       readVisibleTurn(this.#parts.database, this.project, checkId(turnId, "response_id")),
     );
     if (turn !== null) return turn;
@@ -261,53 +291,24 @@ export class Turns {
     );
   }
 
-  /**
-   * Recorded events of a turn in batches, as {@link TurnHandle.events} gives them one by one. What
-   * can be refused is refused before the first batch.
-   *
-   * @throws Refusal `stream_expired`, or `invalid_value` when `after` is a number from the future.
-   */
-  async watch(
+  /** As {@link watchTurn}. */
+  watch(
     turn: Turn,
     options: { after?: number; signal?: AbortSignal } = {},
   ): Promise<AsyncIterable<RecordedEvent[]>> {
-    const after = options.after ?? -1;
-    const last = after < 0 ? after : (await this.#progress(turn)).lastNumber;
-    if (after > last) {
-      // It would keep the hub from seeing what comes before that number.
-      const problem = `The last event of this response so far has number ${last}.`;
-      throw new Refusal("invalid_value", problem, "starting_after");
-    }
-    if (isTerminal(turn.status)) return this.#readEnded(turn, await this.#readPage(turn, after));
-    return this.#parts.hub.subscribe(turn, after, options.signal);
+    return watchTurn(this.#parts, turn, options);
   }
 
-  /**
-   * Waits until the turn is terminal, and returns its record. A database that is away does not end
-   * the turn, so it does not end the wait either.
-   */
-  async waitForEnd(turn: Turn, signal?: AbortSignal): Promise<Turn> {
-    if (isTerminal(turn.status)) return turn;
-    // From the last number on: only the end matters, not what was written before it.
-    const progress = await this.#progress(turn);
-    if (!isTerminal(progress.status)) {
-      const rest = this.#parts.hub.subscribe(turn, progress.lastNumber, signal);
-      for await (const _batch of rest) signal?.throwIfAborted();
-    }
-    signal?.throwIfAborted();
-    for (;;) {
-      const read = await readTurn(this.#parts.database, this.project, turn.id).catch(ifUnavailable);
-      if (read !== null && isTerminal(read.status)) return read;
-      const rereadMs = 100;
-      await delay(rereadMs, undefined, signal === undefined ? {} : { signal });
-    }
+  /** As {@link waitForTurnEnd}. */
+  waitForEnd(turn: Turn, signal?: AbortSignal): Promise<Turn> {
+    return waitForTurnEnd(this.#parts, turn, signal);
   }
 
   /** Asks for a turn's end and returns its record after that; a terminal turn stays as it is. */
   async cancel(turnId: string): Promise<Turn> {
     const turn = await this.read(turnId);
     if (isTerminal(turn.status)) return turn;
-    const outcome = await this.#reachable(() => cancelTurn(this.#parts.database, turn));
+    const outcome = await reachable(() => cancelTurn(this.#parts.database, turn));
     await this.#followCancel(turn.id, outcome);
     return this.read(turnId);
   }
@@ -333,43 +334,5 @@ export class Turns {
     }
     // Second, so that the worker has ended the turn by the time that the workflow looks.
     await engine.cancelWorkflow(turnId).catch(() => {});
-  }
-
-  async *#readEnded(turn: Turn, first: RecordedEvent[]): AsyncGenerator<RecordedEvent[]> {
-    let page = first;
-    for (;;) {
-      const last = page.at(-1);
-      if (last === undefined) return;
-      yield page;
-      if (page.length < pageEvents) return;
-      page = await this.#readPage(turn, last.sequenceNumber);
-    }
-  }
-
-  async #readPage(turn: Turn, after: number): Promise<RecordedEvent[]> {
-    const { database } = this.#parts;
-    const cursors = [{ ...turn, after }];
-    const pages = await this.#reachable(() => readEventsAfter(database, cursors, pageEvents));
-    const page = pages.get(turn.id) ?? [];
-    const isWhole = page[0] !== undefined && page[0].sequenceNumber === after + 1;
-    if (isWhole || after >= (await this.#progress(turn)).lastNumber) return page;
-    const advice = "Retrieve the response without 'stream' instead.";
-    throw new Refusal("stream_expired", `The events of this response have been dropped. ${advice}`);
-  }
-
-  #progress(turn: Turn): ReturnType<typeof readProgress> {
-    return this.#reachable(() => readProgress(this.#parts.database, turn.id));
-  }
-
-  /** Translates a database out of reach into what callers are told. */
-  async #reachable<Result>(work: () => Promise<Result>): Promise<Result> {
-    try {
-      return await work();
-    } catch (error) {
-      if (!(error instanceof StoreUnavailable)) throw error;
-      const problem =
-        "The database is out of reach. Try again; a start with an idempotency key is safe to repeat.";
-      throw new Refusal("store_unavailable", problem, null, { cause: error });
-    }
   }
 }

@@ -12,8 +12,9 @@ import { OfferedTurns } from "./activities/offeredTurns.ts";
 import type { Parts } from "./activities/parts.ts";
 import { createResponseCanceller } from "./activities/cancelResponse.ts";
 import { RunningTurns } from "./activities/runningTurns.ts";
-import type { HeadStart } from "./turns.ts";
-import type { Config } from "./config.ts";
+import { TemporalWatch } from "./activities/temporalWatch.ts";
+import type { HeadStart } from "./clientParts.ts";
+import type { Config, WorkerVersion } from "./config.ts";
 import { createEngine, findSearchAttributes } from "./engine.ts";
 import type { Engine } from "./engine.ts";
 import { createGrants } from "./grants.ts";
@@ -43,6 +44,8 @@ export interface TurnWorkerOptions {
   hub?: EventHub;
   /** Path of a prebuilt workflow bundle; without it the workflows are bundled at start (1.5 s). */
   workflowBundle?: string | null;
+  /** The worker's version, where Temporal decides which version gets which turn; default: none. */
+  deployment?: WorkerVersion | null;
   /** Model calls and tool calls that run here at a time. */
   maxConcurrentSteps: number;
   /** Running calls have this long to end after a shutdown began; then others take them over. */
@@ -68,6 +71,7 @@ export function workerSettings(config: Config) {
   return {
     taskQueue: config.taskQueue,
     workflowBundle: config.workflowBundle,
+    deployment: config.deployment,
     maxConcurrentSteps: config.maxConcurrentSteps,
     shutdownGraceMs: config.shutdownGraceMs,
     janitor: {
@@ -110,6 +114,18 @@ function workflowSource(bundle: string | null | undefined): Partial<WorkerOption
   };
 }
 
+/** Running turns move to the current version, whose code can go on with their histories. */
+function versioning(version: WorkerVersion | null | undefined): Partial<WorkerOptions> {
+  if (!version) return {};
+  return {
+    workerDeploymentOptions: {
+      version,
+      useWorkerVersioning: true,
+      defaultVersioningBehavior: "AUTO_UPGRADE",
+    },
+  };
+}
+
 /**
  * Makes a worker that runs turns: registers the agents, binds the activities to their real parts and
  * starts the janitor.
@@ -134,6 +150,7 @@ export async function createWorker(options: TurnWorkerOptions): Promise<TurnWork
     namespace: client.options.namespace,
     taskQueue: options.taskQueue,
     ...workflowSource(options.workflowBundle),
+    ...versioning(options.deployment),
     activities: createTurnActivities(parts, headStarts),
     maxConcurrentActivityTaskExecutions: options.maxConcurrentSteps,
     maxCachedWorkflows,
@@ -185,6 +202,8 @@ async function openParts(
 ): Promise<Parts> {
   const { database, endpoint, hub, log } = options;
   const announcer = new Announcer(database, hub);
+  const currentRun: Parts["currentRun"] = async (turnId) =>
+    (await engine.currentRun(turnId))?.runId ?? null;
   const announce: Parts["announce"] = (turnId, events) => announcer.announce(turnId, events);
   return {
     database,
@@ -194,7 +213,8 @@ async function openParts(
     agents: createAgentReader(database),
     runningTurns: await RunningTurns.open(database),
     modelPauses: new ModelPauses(),
-    currentRun: async (turnId) => (await engine.currentRun(turnId))?.runId ?? null,
+    temporalWatch: new TemporalWatch(currentRun),
+    currentRun,
     startGranted: createGrants(database, engine, log),
     cancelResponse: createResponseCanceller(database, endpoint, log),
     cancelWorkflow: (turnId) => engine.cancelWorkflow(turnId),

@@ -188,7 +188,7 @@ describe("a broken pair", () => {
     const [, made] = repairPairs([lost]);
     expect(made).toMatchObject({ type: "function_call_output", call_id: "call_1" });
     expect(JSON.parse(made?.["output"] as string)).toMatchObject({
-      error: { type: "unknown_outcome" },
+      error: { type: "outcome_unknown" },
     });
     expect(unansweredCalls(repairPairs([lost]))).toEqual([]);
   });

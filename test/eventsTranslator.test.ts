@@ -1,7 +1,7 @@
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
 import { mergeDeltas } from "../src/events/merge.ts";
-import { toolOutcomeEvents } from "../src/events/serverCalls.ts";
+import { toolOutcomeEvents } from "../src/turn/serverCalls.ts";
 import { ModelStreamTranslator } from "../src/events/translator.ts";
 import type { ModelOutput } from "../src/events/translator.ts";
 import type { ScriptedItem } from "../src/simulator/script.ts";

@@ -6,7 +6,7 @@ import type OpenAI from "openai";
 import { pino } from "pino";
 import { afterAll, afterEach, beforeAll, expect, test } from "vitest";
 import { Turnkeeper } from "../src/client.ts";
-import type { ClientParts } from "../src/turns.ts";
+import type { ClientParts } from "../src/clientParts.ts";
 import { calls, gate, text } from "../src/simulator/server.ts";
 import { openPostgres } from "../src/store/postgres.ts";
 import { defineAgent } from "../src/turn/agent.ts";

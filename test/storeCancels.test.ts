@@ -85,7 +85,7 @@ describeOnBoth("[12] a cancel", (open) => {
     const turn = await admit(database);
     const { modelCallId } = await claimed(database, fence(turn));
     const failed = { ...usedCall(modelCallId), outcome: "wasted", tokens: null } as const;
-    await closeModelCall(database, { ...failed, failureClass: "rate_limited" });
+    await closeModelCall(database, { ...failed, failure: failure("rate_limited") });
     const second = await admit(database);
     await claimed(database, fence(second));
     await claimed(database, fence(second, { attempt: 2 }));

@@ -57,7 +57,7 @@ describe("the arguments of a call", () => {
     let ran = false;
     const handler = () => (ran = true);
     const outcome = await run({ parameters: strictObject, handler }, { arguments: text });
-    expect(outcome.status).toBe("error");
+    expect(outcome.outcome).toBe("not_run");
     expect(errorOf(outcome).type).toBe("invalid_arguments");
     expect(errorOf(outcome).message).toMatch(message);
     expect(ran).toBe(false);
@@ -93,12 +93,12 @@ describe("the arguments of a call", () => {
   });
 
   it.each(["", "  "])("may be empty text for a function without any: %j", async (text) => {
-    expect(await run({}, { arguments: text })).toEqual({ status: "ok", output: "done" });
+    expect(await run({}, { arguments: text })).toEqual({ outcome: "ok", output: "done" });
   });
 
   it("do not make a call of an unknown tool throw", async () => {
     const outcome = await run({}, { name: "b" });
-    expect(outcome.status).toBe("error");
+    expect(outcome.outcome).toBe("not_run");
     expect(errorOf(outcome)).toEqual({
       type: "unknown_tool",
       message: "There is no such tool. Available: a.",
@@ -116,7 +116,7 @@ describe("the result of a tool", () => {
     ["a\u0000b\ud800c", "a\u0000b\ud800c"],
     [new Date(0), '"1970-01-01T00:00:00.000Z"'],
   ])("%j is handed to the model as %j", async (result, output) => {
-    expect(await run({ handler: async () => result })).toEqual({ status: "ok", output });
+    expect(await run({ handler: async () => result })).toEqual({ outcome: "ok", output });
   });
 
   const circular: Record<string, unknown> = {};
@@ -131,7 +131,7 @@ describe("the result of a tool", () => {
     ["a BigInt inside", { n: 1n }],
   ])("is an error that says the tool ran when it is no JSON: %s", async (_, result) => {
     const outcome = await run({ handler: () => result });
-    expect(outcome.status).toBe("error");
+    expect(outcome.outcome).toBe("error");
     expect(errorOf(outcome).type).toBe("invalid_result");
     expect(errorOf(outcome).message).toMatch(/^The tool ran, but its result is not JSON/);
   });
@@ -144,13 +144,13 @@ describe("the result of a tool", () => {
     ["zod", z.object({ n: z.number() }), { n: "1" }, false],
   ])("is held against its schema: %s", async (_, result, value, fits) => {
     const outcome = await run({ result, handler: () => value });
-    expect(outcome.status).toBe(fits ? "ok" : "error");
+    expect(outcome.outcome).toBe(fits ? "ok" : "error");
     if (!fits) expect(errorOf(outcome).message).toMatch(/\/n|'n'/);
   });
 
   it("of a hundred megabytes is cut, and says so", async () => {
     const outcome = await run({ handler: () => "é".repeat(50_000_000) }, { maxResultBytes: 1_001 });
-    expect(outcome.status).toBe("ok");
+    expect(outcome.outcome).toBe("ok");
     expect(Buffer.byteLength(outcome.output)).toBeLessThanOrEqual(1_001);
     expect(outcome.output).toMatch(/é\n\[The result was cut: it has 100000000 bytes/);
   });
@@ -188,7 +188,7 @@ describe("a handler that goes wrong", () => {
       throw thrown;
     };
     const outcome = await run({ handler });
-    expect(outcome.status).toBe("error");
+    expect(outcome.outcome).toBe("error");
     expect(errorOf(outcome)).toEqual({ type: "tool_error", message });
   });
 
@@ -204,7 +204,7 @@ describe("a handler that goes wrong", () => {
       return new Promise(() => undefined);
     };
     const outcome = await run({ handler, timeoutMs: 30 });
-    expect(outcome.status).toBe("timeout");
+    expect(outcome.outcome).toBe("unknown");
     expect(errorOf(outcome).type).toBe("timeout");
     expect(errorOf(outcome).message).toMatch(/30 ms.*unknown/);
     expect(context?.signal.aborted).toBe(true);
@@ -215,7 +215,7 @@ describe("a handler that goes wrong", () => {
       await aborted(signal);
       throw signal.reason;
     };
-    expect((await run({ handler, timeoutMs: 30 })).status).toBe("timeout");
+    expect((await run({ handler, timeoutMs: 30 })).outcome).toBe("unknown");
   });
 
   it("by failing after it was stopped disturbs nobody", async () => {
@@ -226,7 +226,7 @@ describe("a handler that goes wrong", () => {
       await late.promise;
       throw new Error("too late");
     };
-    expect((await run({ handler, timeoutMs: 10 })).status).toBe("timeout");
+    expect((await run({ handler, timeoutMs: 10 })).outcome).toBe("unknown");
     await late.promise;
   });
 });
@@ -241,7 +241,7 @@ describe("a call that its caller stops", () => {
       return new Promise(() => undefined);
     };
     const outcome = await run({ handler }, { signal: controller.signal });
-    expect(outcome.status).toBe("aborted");
+    expect(outcome.outcome).toBe("unknown");
     expect(errorOf(outcome).message).toContain("unknown");
     expect(signal?.aborted).toBe(true);
   });
@@ -249,7 +249,7 @@ describe("a call that its caller stops", () => {
   it("does not begin when it is stopped before", async () => {
     let ran = false;
     const outcome = await run({ handler: () => (ran = true) }, { signal: AbortSignal.abort() });
-    expect(outcome.status).toBe("aborted");
+    expect(outcome.outcome).toBe("not_run");
     expect(ran).toBe(false);
   });
 });

@@ -1,5 +1,6 @@
 import { fileURLToPath } from "node:url";
 import type { Client } from "@temporalio/client";
+import { DeterminismViolationError } from "@temporalio/workflow";
 import { bundleWorkflowCode, Worker } from "@temporalio/worker";
 import { afterAll, afterEach, beforeAll, expect, test } from "vitest";
 import type { TurnHandle } from "../src/turns.ts";
@@ -184,18 +185,32 @@ describeWith(["postgres", "temporal"], "the history of a turn", () => {
 
   test("of every shape that is stored can be replayed by today's workflow code", async () => {
     await keepHistories();
+    const replayed = await replayStored("../src/workflows/index.ts");
+    expect(replayed.map(({ workflowId }) => workflowId)).toEqual(shapes);
+    expect(replayed.filter(({ error }) => error !== undefined)).toEqual([]);
+  });
+
+  test("of every shape cannot be replayed by workflow code with one activity more", async () => {
+    const replayed = await replayStored("./setup/changedWorkflow.ts");
+    expect(replayed.map(({ error }) => error)).toEqual(
+      shapes.map(() => expect.any(DeterminismViolationError) as unknown),
+    );
+  });
+
+  /** Replays all stored histories by the workflows of a module; by name. */
+  async function replayStored(module: string): Promise<{ workflowId: string; error?: unknown }[]> {
     const workflowBundle = await bundleWorkflowCode({
-      workflowsPath: fileURLToPath(new URL("../src/workflows/index.ts", import.meta.url)),
+      workflowsPath: fileURLToPath(new URL(module, import.meta.url)),
       logger: { log() {}, trace() {}, debug() {}, info() {}, warn() {}, error() {} },
     });
     const histories = await storedHistories();
-    expect(histories.map(({ workflowId }) => workflowId).sort()).toEqual(shapes);
     const replayed = await Array.fromAsync(
       Worker.runReplayHistories({ workflowBundle }, histories),
     );
-    expect(replayed.filter(({ error }) => error !== undefined)).toEqual([]);
-    expect(replayed).toHaveLength(histories.length);
-  });
+    return replayed
+      .map(({ workflowId, error }) => ({ workflowId, error }))
+      .sort((left, right) => left.workflowId.localeCompare(right.workflowId));
+  }
 
   const shapes = [
     "cancelled",

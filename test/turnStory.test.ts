@@ -60,6 +60,8 @@ const story: Story = {
   usage: null,
   incomplete_reason: null,
   failure: null,
+  replay_of: null,
+  is_dry_run: false,
   previous_response_id: null,
   background: false,
   metadata: {},
@@ -69,6 +71,14 @@ const story: Story = {
   steps: [step],
   model_calls: [call],
 };
+
+test("a replay's story names its turn, and the steps that it has taken over come first", () => {
+  const taken = { ...step, attempt: 0, started_at: null };
+  const told = renderTurnStory({ ...story, replay_of: "resp_0", steps: [taken] });
+  expect(told).toMatch(/^replay of +resp_0$/m);
+  expect(told.indexOf("ok, taken over")).toBeGreaterThan(0);
+  expect(told.indexOf("ok, taken over")).toBeLessThan(told.indexOf("model gpt-6.1-terra"));
+});
 
 test("a turn's story is told in the order of time, tool calls between model calls", () => {
   const told = renderTurnStory({

@@ -54,7 +54,10 @@ describeWith(["postgres", "temporal"], "a step that is taken over", () => {
     const tools = ["pay", "look"];
     deployment = await deploy({
       tools: [visitTool("pay", false), visitTool("look", true)],
-      agents: [defineAgent({ name: "default", model: "gpt-test", tools })],
+      agents: [
+        defineAgent({ name: "default", model: "gpt-test", tools }),
+        defineAgent({ name: "once", model: "gpt-test", tools, limits: { maxAttemptsPerStep: 1 } }),
+      ],
     });
     ({ temporal } = deployment);
   });
@@ -115,20 +118,21 @@ describeWith(["postgres", "temporal"], "a step that is taken over", () => {
     [
       "is not run again, and the model is told that its outcome is unknown",
       "pay",
-      1,
+      "default",
       "outcome_unknown",
       "unknown",
     ],
-    ["that may be repeated is run again", "look", 2, "visit 2", "ok"],
-  ])("of a tool %s", async (_, name, runs, told, outcome) => {
+    ["that may be repeated is run again", "look", "default", "visit 2", "ok"],
+    ["is run as often as the limit allows", "look", "once", "outcome_unknown", "unknown"],
+  ])("of a tool %s", async (_, name, model, told, outcome) => {
     const { simulator } = deployment;
     simulator.script(calls([{ name, arguments: {} }]), text(answer));
-    const turn = await start();
+    const turn = await start(model);
     await visit.entered.promise;
     await replaceAttempt(turn, 2);
     visit.leave.resolve();
     expect(await ended(turn)).toMatchObject({ status: "completed", text: answer });
-    expect(visit.count).toBe(runs);
+    expect(visit.count).toBe(outcome === "ok" ? 2 : 1);
     expect(JSON.stringify(simulator.requests[1]?.body.input)).toContain(told);
     const steps = await readStepRecords(deployment.database, "default", turn.id);
     expect(steps.map((step) => step.outcome)).toEqual([null, outcome, null]);
@@ -159,6 +163,20 @@ describeWith(["postgres", "temporal"], "a step that is taken over", () => {
     expect(result).toMatchObject({ status: "completed", text: answer, turn: { runId } });
     expect(await outcomes(turn)).toEqual(["wasted", "used"]);
     expect(await temporal.workflow.getHandle(turn.id).result()).toEqual({ status: "completed" });
+  });
+
+  test("by a reset does not run again what was finished before it: no call of a model or a tool", async () => {
+    const { simulator } = deployment;
+    const pause = gate(2);
+    visit.leave.resolve();
+    simulator.script(calls([{ name: "pay", arguments: {} }]));
+    simulator.script(text("one two three four", { pauseAfter: pause }), text(answer));
+    const turn = await start();
+    await pause.reached;
+    await reset(turn);
+    expect(await ended(turn)).toMatchObject({ status: "completed", text: answer });
+    expect(visit.count).toBe(1);
+    expect(await outcomes(turn)).toEqual(["used", "wasted", "used"]);
   });
 
   test("by a reset of a turn that has ended is not run again", async () => {

@@ -3,6 +3,7 @@ import type { TurnHandle } from "../src/turns.ts";
 import { calls, fault, join, text } from "../src/simulator/server.ts";
 import type { SimulatedRequest } from "../src/simulator/server.ts";
 import { readHistory } from "../src/store/conversations.ts";
+import { readStepRecords } from "../src/store/steps.ts";
 import { defineTool } from "../src/tools/defineTool.ts";
 import { defineAgent } from "../src/turn/agent.ts";
 import { deploy } from "./setup/deployment.ts";
@@ -227,6 +228,55 @@ describeWith(["postgres", "temporal"], "a turn with tools", () => {
     expectPrefixesAndPairs();
   });
 
+  test("of several calls tells the model what each has come to, and the user gets what did work", async () => {
+    const { simulator, database } = deployment;
+    meeting = { expected: 2, arrived: 0, all: Promise.withResolvers() };
+    simulator.script(
+      calls([
+        { name: "add", arguments: { a: 1, b: 2 } },
+        { name: "fail", arguments: {} },
+        { name: "hang", arguments: {} },
+        { name: "add", arguments: { a: "one" } },
+        { name: "no_such_tool", arguments: {} },
+        { name: "meet", arguments: {} },
+      ]),
+      text("It is 3; the rest did not work."),
+    );
+    const handle = await start("Try all");
+    await expect.poll(() => meeting.arrived).toBe(1);
+    // As if its worker had died: another attempt has the step by now.
+    await database.query(
+      "UPDATE steps SET attempt = 2, token = '' WHERE turn_id = $1 AND name = 'meet'",
+      [handle.id],
+    );
+    meeting.all.resolve();
+    const turn = await ended(handle);
+    expect(turn).toMatchObject({ status: "completed", text: "It is 3; the rest did not work." });
+    const shown = turn.response.output as { type: string; status: string; output?: string }[];
+    const [worked, ...others] = shown.filter((item) => item.type === "mcp_call");
+    expect(worked).toMatchObject({ status: "completed", output: '{"sum":3}' });
+    expect(others.map((item) => item.status)).toEqual(others.map(() => "failed"));
+    const told = outputsIn(simulator.requests[1]).map((item) => errorType(item.output));
+    const types = ["tool_error", "timeout", "invalid_arguments", "unknown_tool", "outcome_unknown"];
+    expect(told).toEqual([undefined, ...types]);
+    const steps = await readStepRecords(database, "default", handle.id);
+    const outcomes = steps.filter((step) => step.kind === "tool").map((step) => step.outcome);
+    expect(outcomes).toEqual(["ok", "error", "unknown", "not_run", "not_run", "unknown"]);
+    expectPrefixesAndPairs();
+  });
+
+  test("of a turn that fails behind its tools leaves the user what they have done", async () => {
+    const { simulator } = deployment;
+    simulator.script(calls([{ name: "add", arguments: { a: 1, b: 2 } }], { text: "Adding." }));
+    simulator.script(fault.quota());
+    const turn = await ended(await start("Add"));
+    expect(turn).toMatchObject({ status: "failed", text: "Adding." });
+    expect(turn.response.output).toMatchObject([
+      { type: "message" },
+      { type: "mcp_call", output: '{"sum":3}' },
+    ]);
+  });
+
   test("gives a tool a key that can stand in a header, whatever call id the provider chose", async () => {
     const { simulator } = deployment;
     const callId = "call 1/2=\n\u00e9\ud800";
@@ -234,7 +284,7 @@ describeWith(["postgres", "temporal"], "a turn with tools", () => {
     const handle = await start("Which key?");
     expect((await ended(handle)).status).toBe("completed");
     const [output] = outputsIn(simulator.requests[1]);
-    expect(output?.output).toBe(`${handle.id}/2`);
+    expect(output?.output).toMatch(new RegExp(`^${handle.id}/[0-9a-f]{32}/1$`));
     expectPrefixesAndPairs();
   });
 

@@ -1,5 +1,5 @@
 import { ApplicationFailure } from "@temporalio/activity";
-import { toolOutcomeEvents } from "../events/serverCalls.ts";
+import { toolOutcomeEvents } from "../turn/serverCalls.ts";
 import type { ModelOutput } from "../events/translator.ts";
 import { StoreUnavailable } from "../store/database.ts";
 import type { Ending } from "../store/endings.ts";

@@ -8,6 +8,7 @@ import type { RecordedEvent } from "../turn/events.ts";
 import type { AgentReader } from "./agentReader.ts";
 import type { ModelPauses } from "./modelPauses.ts";
 import type { RunningTurns } from "./runningTurns.ts";
+import type { TemporalWatch } from "./temporalWatch.ts";
 
 /** The real parts that activities close over; the worker makes them. */
 export interface Parts {
@@ -18,6 +19,7 @@ export interface Parts {
   agents: AgentReader;
   runningTurns: RunningTurns;
   modelPauses: ModelPauses;
+  temporalWatch: TemporalWatch;
   currentRun: CurrentRun;
   /** Starts the workflow of a turn that was granted its conversation; the janitor makes up for failures. */
   startGranted: (turnId: string) => void;

@@ -1,13 +1,14 @@
 import { Context } from "@temporalio/activity";
-import { toolOutcomeEvents } from "../events/serverCalls.ts";
+import { findEffect } from "../store/replays.ts";
 import { releaseStep } from "../store/steps.ts";
-import type { ToolOutcome } from "../store/steps.ts";
 import type { Claim } from "../store/claims.ts";
 import type { Fence } from "../store/fence.ts";
 import type { ToolRegistry } from "../tools/registry.ts";
-import { runTool as runHandler } from "../tools/run.ts";
+import { runTool as runHandler, toolErrorOutput } from "../tools/run.ts";
+import type { ToolResult } from "../tools/run.ts";
 import { newItemId } from "../turn/ids.ts";
 import type { Item } from "../turn/items.ts";
+import { toolOutcomeEvents } from "../turn/serverCalls.ts";
 import type { Turn } from "../turn/turn.ts";
 import type { StepVerdict, ToolCall } from "../turn/verdict.ts";
 import { finishStep } from "./finishStep.ts";
@@ -24,21 +25,22 @@ import {
 
 type Claimed = Extract<Claim, { outcome: "claimed" }>;
 
-interface ToolEnd {
-  output: string;
-  outcome: ToolOutcome;
-}
-
 /** What the model is told when a worker died while the tool ran and it may not run twice [8]. */
-const unknownOutcome: ToolEnd = {
-  output: JSON.stringify({
-    error: {
-      type: "outcome_unknown",
-      message:
-        "The tool was started, and whether it finished is not known. Do not assume either; check, or ask the user.",
-    },
-  }),
+const unknownOutcome: ToolResult = {
   outcome: "unknown",
+  output: toolErrorOutput(
+    "outcome_unknown",
+    "The tool was started, and whether it finished is not known. Do not assume either; check, or ask the user.",
+  ),
+};
+
+/** What the model is told in a replay that has no effects of its own. */
+const notRun: ToolResult = {
+  outcome: "not_run",
+  output: toolErrorOutput(
+    "not_run",
+    "The call was not run: this is a replay of an earlier turn, in which it was not made. Go on without its result, and say what is missing.",
+  ),
 };
 
 /** The `runTool` activity: one call of a server tool, journalled in its step's row [8]. */
@@ -50,8 +52,8 @@ export function createRunTool(parts: Parts) {
       const claim = await claimForAttempt(parts, fence, "tool");
       if (claim.outcome === "recorded") return claim.verdict;
       if (claim.outcome === "fenced" || claim.call === null) throw retryLater("fenced");
-      const outcome = await runClaimed(parts, fence, claim, claim.call);
-      return await storeOutcome(parts, claim.turn, fence, claim.call, outcome);
+      const result = await runClaimed(parts, fence, claim, claim.call);
+      return await storeOutcome(parts, claim.turn, fence, claim.call, result);
     } finally {
       stopHeartbeats();
     }
@@ -63,7 +65,7 @@ async function runClaimed(
   fence: Fence,
   claim: Claimed,
   call: ToolCall,
-): Promise<ToolEnd> {
+): Promise<ToolResult> {
   const { turn } = claim;
   const agent = await parts.agents(turn.agent, turn.agentVersion);
   const tools = parts.tools.only(
@@ -75,40 +77,62 @@ async function runClaimed(
     if (!claim.wasRunning) await releaseStep(parts.database, fence);
     throw tryElsewhere(parts, turn, call.name);
   }
-  if (claim.wasRunning && tool !== undefined && !tool.repeatable) return unknownOutcome;
+  const replayed = tool === undefined ? null : await replayCall(parts, claim, tool.repeatable);
+  if (replayed !== null) return replayed;
+  // A tool that takes its worker down each time must not take down every worker.
+  const mayRepeat = tool?.repeatable && fence.attempt <= turn.limits.maxAttemptsPerStep;
+  if (claim.wasRunning && tool !== undefined && !mayRepeat) return unknownOutcome;
   const { controller: stop, release } = parts.runningTurns.register(fence.turnId);
-  const unlink = linkStops(stop, turn, Context.current().cancellationSignal);
+  const temporal = parts.temporalWatch.watch(turn.id);
+  const takenBack = AbortSignal.any([Context.current().cancellationSignal, temporal.signal]);
+  const unlink = linkStops(stop, turn, takenBack);
   try {
-    const outcome = await callTool(tools, turn, fence.step, call, stop.signal);
+    const result = await callTool(tools, claim, call, stop.signal);
     const isHandedOver = (stop.signal.reason as StepStopped | undefined)?.reason === "handover";
-    if (isHandedOver && outcome.outcome !== "ok" && tool?.repeatable)
+    if (isHandedOver && result.outcome !== "ok" && tool?.repeatable)
       throw retryLater("handover", 0);
-    return outcome;
+    return result;
   } finally {
     unlink();
+    temporal.release();
     release();
   }
 }
 
-async function callTool(
+/**
+ * What a replay answers a call with instead of running its tool [8]; `null` where the tool is to run.
+ */
+async function replayCall(
+  parts: Parts,
+  { turn, effectKey }: Claimed,
+  isRepeatable: boolean,
+): Promise<ToolResult | null> {
+  if (turn.replay === null || turn.replay.effects === "all") return null;
+  const recorded = await findEffect(parts.database, turn, effectKey);
+  if (recorded !== null) {
+    if (recorded.output !== null) return { outcome: recorded.outcome, output: recorded.output };
+    return isRepeatable ? null : unknownOutcome;
+  }
+  return isRepeatable || turn.replay.effects === "new" ? null : notRun;
+}
+
+function callTool(
   tools: ToolRegistry,
-  turn: Turn,
-  step: number,
+  { turn, effectKey }: Claimed,
   call: ToolCall,
   signal: AbortSignal,
-): Promise<ToolEnd> {
-  const result = await runHandler(tools, {
+): Promise<ToolResult> {
+  return runHandler(tools, {
     name: call.name,
     arguments: call.arguments,
     callId: call.callId,
     turnId: turn.id,
     project: turn.project,
     // Call ids are the provider's, of any length and characters; this one may stand in a header.
-    idempotencyKey: `${turn.id}/${step}`,
+    idempotencyKey: effectKey,
     signal,
     maxResultBytes: turn.limits.maxToolResultBytes,
   });
-  return { output: result.output, outcome: result.status === "ok" ? "ok" : "error" };
 }
 
 async function storeOutcome(
@@ -116,7 +140,7 @@ async function storeOutcome(
   turn: Turn,
   fence: Fence,
   call: ToolCall,
-  { output, outcome }: ToolEnd,
+  { outcome, output }: ToolResult,
 ): Promise<StepVerdict> {
   const verdict: StepVerdict = { next: "model" };
   const { events, entry } = toolOutcomeEvents(call, { output, isError: outcome !== "ok" });
@@ -131,8 +155,8 @@ async function storeOutcome(
     verdict,
     items: [item],
     output: [entry],
-    outcome,
     calls: [],
+    outcome,
     events,
     nextOutputIndex: 0,
   };

@@ -44,16 +44,22 @@ export class GatewayClient {
   }
 
   /** Like {@link get}, with a body to send. */
-  async post<Answer>(path: string, body: unknown): Promise<Json<Answer>> {
-    return this.#ask("POST", path, body);
+  async post<Answer>(path: string, body: unknown, idempotencyKey?: string): Promise<Json<Answer>> {
+    return this.#ask("POST", path, body, idempotencyKey);
   }
 
-  async #ask<Answer>(method: string, path: string, body?: unknown): Promise<Json<Answer>> {
+  async #ask<Answer>(
+    method: string,
+    path: string,
+    body?: unknown,
+    idempotencyKey?: string,
+  ): Promise<Json<Answer>> {
     const response = await fetch(`${this.#url}${path}`, {
       method,
       headers: {
         ...(this.#apiKey === null ? {} : { authorization: `Bearer ${this.#apiKey}` }),
         ...(body === undefined ? {} : { "content-type": "application/json" }),
+        ...(idempotencyKey === undefined ? {} : { "idempotency-key": idempotencyKey }),
       },
       ...(body === undefined ? {} : { body: JSON.stringify(body) }),
       signal: AbortSignal.timeout(answerTimeoutMs),

@@ -12,7 +12,11 @@ type Step = Story["steps"][number];
 const shownWaitMs = 50;
 
 /** Why the turn ended as it did, in a word or two. */
-export function endOf(turn: Pick<Story, "status" | "incomplete_reason" | "failure">): string {
+export function endOf(turn: {
+  status: string;
+  incomplete_reason: string | null;
+  failure: { class: string } | null;
+}): string {
   const reason = turn.incomplete_reason ?? turn.failure?.class;
   return reason === undefined ? turn.status : `${turn.status}: ${reason}`;
 }
@@ -36,6 +40,7 @@ function header(story: Story): string {
     ],
     ["took", formatSpan(story.started_at, story.ended_at)],
   ];
+  if (story.replay_of) fields.push(["replay of", story.replay_of]);
   if (story.failure) fields.push(["failure", messageOf(story.failure)]);
   if (story.cancel_requested_at) {
     fields.push(["cancel asked", `${formatTime(story.cancel_requested_at)} UTC`]);
@@ -101,16 +106,17 @@ function callMoment(story: Story, call: Call, tries: number): Moment {
 }
 
 function toolMoment(story: Story, step: Step): Moment {
-  const outcome = step.state === "finished" ? (step.outcome ?? "finished") : step.state;
+  const isTakenOver = step.state === "finished" && step.started_at === null;
+  const outcome = step.outcome ?? step.state;
   const row = [
     step.started_at === null ? "" : formatSpan(story.created_at, step.started_at),
     `${step.number}`,
     step.attempt === 0 ? "" : `${step.attempt}`,
     `tool ${step.name}`,
-    outcome,
+    isTakenOver ? `${outcome}, taken over` : outcome,
     formatSpan(step.started_at, step.finished_at ?? story.ended_at),
   ];
-  return { at: step.started_at ?? "9999", rows: [row] };
+  return { at: step.started_at ?? (isTakenOver ? "" : "9999"), rows: [row] };
 }
 
 /** Model calls and tool calls in the order in which they began. */

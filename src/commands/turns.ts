@@ -1,5 +1,5 @@
 import type { Config } from "../config.ts";
-import type { TurnObject, TurnStory } from "../gateway/turnObject.ts";
+import type { ListedTurnObject, TurnStory } from "../gateway/turnObject.ts";
 import { formatCount, formatSpan, formatTime } from "./figures.ts";
 import { GatewayClient } from "./gatewayClient.ts";
 import { renderTable } from "./table.ts";
@@ -17,8 +17,9 @@ export interface ListTurns {
   json?: boolean;
 }
 
-interface TurnPage {
-  data: TurnObject[];
+/** A page of turns, as the gateway lists them. */
+export interface TurnPage {
+  data: ListedTurnObject[];
   last_id: string | null;
   has_more: boolean;
 }

@@ -6,7 +6,7 @@ const lostMessage =
   "The call was not answered: whether it ran, and with what effect, is unknown. Do not assume either.";
 
 /** The form in which tools report errors to the model. */
-const lostOutput = JSON.stringify({ error: { type: "unknown_outcome", message: lostMessage } });
+const lostOutput = JSON.stringify({ error: { type: "outcome_unknown", message: lostMessage } });
 
 /** The fields of a lost output; null where none can be made up, so that the call is left out instead. */
 const standIns: Readonly<Record<CallType, ((id: string) => Record<string, unknown>) | null>> = {

@@ -3,8 +3,8 @@ import { newId, newItemId } from "../turn/ids.ts";
 import type { Item } from "../turn/items.ts";
 import { answeredCall, callKey, callOf, isCallId, isNamedByCallId } from "../turn/pairs.ts";
 import { OpenItems, partialAnswers } from "../turn/openItems.ts";
+import { isMcpCallItem, mcpCallItem } from "../turn/serverCalls.ts";
 import type { ToolCall } from "../turn/verdict.ts";
-import { isMcpCallItem, mcpCallItem } from "./serverCalls.ts";
 
 /** What one model call has produced, once its stream has ended. */
 export interface ModelOutput {

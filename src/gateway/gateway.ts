@@ -18,6 +18,7 @@ import { answerUnknownRoute, createErrorHandler } from "./errors.ts";
 import { Followers } from "./followers.ts";
 import { addHealthRoutes } from "./health.ts";
 import { addModelRoutes } from "./models.ts";
+import { addReplayRoutes } from "./replays.ts";
 import { addResponseRoute } from "./responses.ts";
 import { addStoredResponseRoutes } from "./storedResponses.ts";
 import { addTurnRoutes } from "./turns.ts";
@@ -96,6 +97,7 @@ function addApi(app: FastifyInstance, options: GatewayOptions, stream: StreamPar
   addConversationItemRoutes(app, database);
   addModelRoutes(app, database);
   addCostRoute(app, database);
+  addReplayRoutes(app);
   addTurnRoutes(app, database, options.workflowsUrl ?? null);
 }
 

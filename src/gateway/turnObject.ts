@@ -3,11 +3,17 @@ import { readModelCalls } from "../store/modelCalls.ts";
 import type { ModelCallRecord } from "../store/modelCalls.ts";
 import { readStepRecords } from "../store/steps.ts";
 import type { StepRecord } from "../store/steps.ts";
-import type { TurnSummary } from "../store/turns.ts";
+import type { ListedTurn, TurnSummary } from "../store/turns.ts";
 import type { Turn } from "../turn/turn.ts";
 
-/** What a list says of a turn. */
 export type TurnObject = ReturnType<typeof turnObject>;
+
+/** What a list says of a turn. */
+export type ListedTurnObject = ReturnType<typeof listedTurnObject>;
+
+export function listedTurnObject(turn: ListedTurn) {
+  return { ...turnObject(turn), is_replayed: turn.isReplayed };
+}
 
 export function turnObject(turn: TurnSummary) {
   return {
@@ -28,6 +34,8 @@ export function turnObject(turn: TurnSummary) {
     usage: turn.usage,
     incomplete_reason: turn.incompleteReason,
     failure: turn.failure,
+    replay_of: turn.replay?.of ?? null,
+    is_dry_run: turn.replay?.isDryRun ?? false,
   };
 }
 

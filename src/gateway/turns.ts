@@ -3,7 +3,7 @@ import type { Database } from "../store/database.ts";
 import { listTurns } from "../store/turns.ts";
 import type { TurnStatus } from "../turn/turn.ts";
 import { listObject, pageQuery, querySchema, timeOf } from "./page.ts";
-import { turnObject, turnStory } from "./turnObject.ts";
+import { listedTurnObject, turnStory } from "./turnObject.ts";
 
 const statuses: TurnStatus[] = [
   "queued",
@@ -60,7 +60,7 @@ export function addTurnRoutes(
         after: query.after,
         limit: query.limit + 1,
       });
-      return listObject(found.map(turnObject), query.limit);
+      return listObject(found.map(listedTurnObject), query.limit);
     },
   );
 

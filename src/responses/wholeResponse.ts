@@ -1,3 +1,4 @@
+import { eventsOfItem } from "../turn/itemEvents.ts";
 import type { UpstreamEvent } from "./answer.ts";
 
 export type WholeResponse = { status?: unknown; output: unknown[]; [field: string]: unknown };
@@ -7,60 +8,6 @@ type Fields = Record<string, unknown>;
 /** Whether this is a Response object as far as anything here reads it: it has its list of items. */
 export function isWholeResponse(value: unknown): value is WholeResponse {
   return typeof value === "object" && value !== null && Array.isArray((value as Fields)["output"]);
-}
-
-function listOf(value: unknown): Fields[] {
-  return Array.isArray(value) ? (value as Fields[]) : [];
-}
-
-/** Parts of an item's content by their type: the events that write them, and the field they fill. */
-const contentParts: Record<string, { event: string; field: string; more: Fields }> = {
-  output_text: { event: "response.output_text", field: "text", more: { logprobs: [] } },
-  refusal: { event: "response.refusal", field: "refusal", more: {} },
-  reasoning_text: { event: "response.reasoning_text", field: "text", more: {} },
-};
-
-function* eventsOfContent(part: Fields, at: Fields): Generator<UpstreamEvent> {
-  const known = contentParts[String(part["type"])];
-  if (known === undefined) return;
-  const { event, field, more } = known;
-  yield { type: "response.content_part.added", ...at, part: { ...part, [field]: "" } };
-  yield { type: `${event}.delta`, ...at, delta: part[field] ?? "", ...more };
-  yield { type: `${event}.done`, ...at, [field]: part[field], ...more };
-  yield { type: "response.content_part.done", ...at, part };
-}
-
-function* eventsOfSummary(part: Fields, at: Fields): Generator<UpstreamEvent> {
-  const { text } = part;
-  yield { type: "response.reasoning_summary_part.added", ...at, part: { ...part, text: "" } };
-  yield { type: "response.reasoning_summary_text.delta", ...at, delta: text };
-  yield { type: "response.reasoning_summary_text.done", ...at, text };
-  yield { type: "response.reasoning_summary_part.done", ...at, part };
-}
-
-function* eventsOfItem(item: Fields, outputIndex: number): Generator<UpstreamEvent> {
-  const at = { item_id: item["id"], output_index: outputIndex };
-  const { type } = item;
-  const opened = {
-    ...item,
-    status: "in_progress",
-    ...(type === "message" ? { content: [] } : {}),
-    ...(type === "reasoning" ? { summary: [] } : {}),
-    ...(type === "function_call" ? { arguments: "" } : {}),
-  };
-  yield { type: "response.output_item.added", output_index: outputIndex, item: opened };
-  for (const [summary_index, part] of listOf(item["summary"]).entries()) {
-    yield* eventsOfSummary(part, { ...at, summary_index });
-  }
-  for (const [content_index, part] of listOf(item["content"]).entries()) {
-    yield* eventsOfContent(part, { ...at, content_index });
-  }
-  if (type === "function_call") {
-    const text = item["arguments"];
-    yield { type: "response.function_call_arguments.delta", ...at, delta: text };
-    yield { type: "response.function_call_arguments.done", ...at, arguments: text };
-  }
-  yield { type: "response.output_item.done", output_index: outputIndex, item };
 }
 
 /**

@@ -5,6 +5,7 @@ import { maxQueuedTurns } from "../turn/limits.ts";
 import type { TurnLimits } from "../turn/limits.ts";
 import type { CallRef } from "../turn/pairs.ts";
 import { checkAnswers } from "../turn/pendingCalls.ts";
+import type { TurnReplay } from "../turn/replay.ts";
 import type { TurnRequest } from "../turn/request.ts";
 import { responseObject } from "../turn/response.ts";
 import { isTerminal } from "../turn/turn.ts";
@@ -56,13 +57,23 @@ export interface Interruption {
 /** Generous against the API's own limit of 64; costs are added up by it, no more. */
 const maxUserChars = 256;
 
-interface Place {
+/** Where a turn runs. */
+export interface Place {
   conversationId: string;
   holder: string | null;
   pendingCalls: CallRef[];
+  /** Of a replay. */
+  replay?: TurnReplay;
+}
+
+/** How a turn that is not asked for by a request of its own finds its place, and begins. */
+export interface AdmissionWay {
+  place(tx: Transaction): Promise<Place>;
+  begin(tx: Transaction, turn: Turn): Promise<void>;
 }
 
 interface LockedConversation {
+  next_position: number;
   holder_turn_id: string | null;
   head_turn_id: string | null;
   pending_calls: string;
@@ -86,20 +97,20 @@ async function findRepetition(queryable: Queryable, admission: Admission): Promi
   return turnFromRow(row);
 }
 
-async function lockConversation(
+export async function lockConversation(
   tx: Queryable,
   project: string,
   conversationId: string,
 ): Promise<LockedConversation | undefined> {
   const [row] = await tx.query<LockedConversation>(
-    `SELECT holder_turn_id, head_turn_id, pending_calls FROM conversations
+    `SELECT next_position, holder_turn_id, head_turn_id, pending_calls FROM conversations
      WHERE id = $1 AND project_id = $2 AND deleted_at IS NULL FOR UPDATE`,
     [conversationId, project],
   );
   return row;
 }
 
-function placeIn(conversationId: string, locked: LockedConversation): Place {
+export function placeIn(conversationId: string, locked: LockedConversation): Place {
   return {
     conversationId,
     holder: locked.holder_turn_id,
@@ -174,7 +185,7 @@ async function placeAfter(tx: Queryable, project: string, previousId: string): P
   };
 }
 
-function busy(holder: string): Refusal {
+export function busy(holder: string): Refusal {
   return new Refusal(
     "conversation_busy",
     `Another response is running in this conversation: ${holder}. Wait for its end, cancel it, or ask to be queued or to interrupt.`,
@@ -202,12 +213,20 @@ async function insertTurn(
   place: Place,
 ): Promise<Turn | undefined> {
   const status = place.holder === null ? "admitted" : "queued";
+  const { replay } = place;
+  const request =
+    replay === undefined || admission.request.conversation === null
+      ? admission.request
+      : { ...admission.request, conversation: place.conversationId };
   const [row] = await tx.query<TurnRow>(
     `INSERT INTO turns (id, project_id, conversation_id, status, agent, agent_version, model,
        request, request_hash, idempotency_key, api_key_id, limits, deadline_at, user_id, interrupts,
-       disconnect_grace_ms)
+       disconnect_grace_ms, base_position, replay_of, origin_turn_id, replay_effects, is_dry_run,
+       hidden_at)
      VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12,
-       now() + make_interval(secs => $13::float8 / 1000), $14, $15, $16)
+       now() + make_interval(secs => $13::float8 / 1000), $14, $15, $16,
+       CASE WHEN $4 = 'admitted' THEN (SELECT next_position FROM conversations WHERE id = $3) END,
+       $17, $18, $19, $20, CASE WHEN $20 THEN now() END)
      ON CONFLICT (project_id, idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
      RETURNING ${turnColumns}`,
     [
@@ -218,7 +237,7 @@ async function insertTurn(
       admission.agent,
       admission.agentVersion,
       admission.model,
-      JSON.stringify(admission.request),
+      JSON.stringify(request),
       admission.requestHash,
       admission.idempotencyKey,
       admission.apiKeyId,
@@ -227,6 +246,10 @@ async function insertTurn(
       admission.request.user && columnText(admission.request.user, maxUserChars),
       status === "queued" && admission.whenBusy === "interrupt",
       admission.disconnectGraceMs,
+      replay?.of ?? null,
+      replay?.originId ?? null,
+      replay?.effects ?? null,
+      replay?.isDryRun ?? false,
     ],
   );
   return row === undefined ? undefined : turnFromRow(row);
@@ -300,12 +323,16 @@ class LostRace extends Error {}
  *   `previous_response_not_found`, `previous_response_unusable`, `unanswered_calls`, `unknown_call`
  *   or `idempotency_key_reused`.
  */
-export async function admitTurn(database: Database, admission: Admission): Promise<Admitted> {
+export async function admitTurn(
+  database: Database,
+  admission: Admission,
+  way?: AdmissionWay,
+): Promise<Admitted> {
   try {
     return await database.transaction(async (tx) => {
       const before = await findRepetition(tx, admission);
       if (before !== null) return { turn: before, isNew: false, interrupted: null };
-      const place = await findPlace(tx, admission);
+      const place = await (way?.place(tx) ?? findPlace(tx, admission));
       if (place.holder === null) checkAnswers(place.pendingCalls, admission.request);
       else await checkQueue(tx, place, admission);
       const turn = await insertTurn(tx, admission, place);
@@ -314,6 +341,7 @@ export async function admitTurn(database: Database, admission: Admission): Promi
       if (place.holder !== null && admission.whenBusy === "interrupt") {
         return await interrupt(tx, turn, place.holder);
       }
+      await way?.begin(tx, turn);
       return { turn, isNew: true, interrupted: null };
     });
   } catch (error) {

@@ -16,6 +16,15 @@ export async function registerAgents(
   }
 }
 
+/** Adds a version of an agent that turns are not to run on unless they name it. */
+export async function addAgentVersion(queryable: Queryable, agent: Agent): Promise<void> {
+  await queryable.query(
+    `INSERT INTO agents (name, version, definition, registered_at) VALUES ($1, $2, $3, '-infinity')
+     ON CONFLICT (name, version) DO NOTHING`,
+    [agent.name, agent.version, JSON.stringify(agent)],
+  );
+}
+
 /** The current version of every registered agent. */
 export async function listAgents(queryable: Queryable): Promise<Agent[]> {
   const rows = await queryable.query<{ definition: string }>(

@@ -31,6 +31,8 @@ export type Claim =
       wasRunning: boolean;
       /** The call of a tool step. */
       call: ToolCall | null;
+      /** The idempotency key of a tool step [8]. */
+      effectKey: string;
       /** The ledger's row of a model step. */
       modelCallId: string | null;
       /** The response that an earlier attempt began and the provider keeps [7]. */
@@ -65,6 +67,7 @@ interface StepRow {
   token: string | null;
   verdict: string | null;
   call: string | null;
+  effect_key: string | null;
   response_id: string | null;
   cursor: number | null;
   first_output_index: number | null;
@@ -103,7 +106,8 @@ async function takeTurn(
 
 async function readStep(tx: Queryable, fence: Fence): Promise<StepRow | undefined> {
   const [row] = await tx.query<StepRow>(
-    `SELECT state, run_id, attempt, token, verdict, call, response_id, cursor, first_output_index
+    `SELECT state, run_id, attempt, token, verdict, call, effect_key, response_id, cursor,
+       first_output_index
      FROM steps
      WHERE turn_id = $1 AND number = $2 FOR UPDATE`,
     [fence.turnId, fence.step],
@@ -215,6 +219,8 @@ async function claimInside(
     shownIds: hasShown ? await readShownIds(tx, turn) : [],
     wasRunning,
     call: before?.call ? (JSON.parse(before.call) as ToolCall) : null,
+    // A step that was scheduled by an older release has no key of its own.
+    effectKey: before?.effect_key ?? `${fence.turnId}/${fence.step}`,
     modelCallId,
     kept,
     events: await appendEvents(tx, turn, events),

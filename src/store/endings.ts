@@ -151,7 +151,7 @@ async function grantNext(tx: Queryable, turn: Turn): Promise<string | null> {
        SELECT id FROM turns WHERE conversation_id = $1 AND status = 'queued' AND id <> $2
        ORDER BY interrupts DESC, queue_position LIMIT 1
      ), granted AS (
-       UPDATE turns SET status = 'admitted' FROM next, conversations
+       UPDATE turns SET status = 'admitted', base_position = next_position FROM next, conversations
        WHERE turns.id = next.id AND conversations.id = $1 AND conversations.holder_turn_id = $2
        RETURNING turns.id
      )

@@ -1,3 +1,5 @@
+import { effectOf } from "../turn/effects.ts";
+import type { ToolOutcome } from "../turn/effects.ts";
 import type { OutputEntry, RecordedEvent, TurnEvent } from "../turn/events.ts";
 import type { Item } from "../turn/items.ts";
 import type { Turn } from "../turn/turn.ts";
@@ -22,14 +24,11 @@ export async function holdsStep(tx: Queryable, fence: Fence): Promise<boolean> {
 /** Gives a step back that was claimed and not begun: for the next attempt it has never run [8]. */
 export async function releaseStep(queryable: Queryable, fence: Fence): Promise<void> {
   await queryable.query(
-    `UPDATE steps SET state = 'scheduled'
+    `UPDATE steps SET state = 'scheduled', started_at = NULL
      WHERE turn_id = $1 AND number = $2 AND run_id = $3 AND attempt = $4 AND state = 'running'`,
     [fence.turnId, fence.step, fence.runId, fence.attempt],
   );
 }
-
-/** How a tool's call ended; `unknown` when its worker died and it may not run twice [8]. */
-export type ToolOutcome = "ok" | "error" | "unknown";
 
 /** What a finished step leaves on record. */
 export interface StepResult {
@@ -99,7 +98,7 @@ export function storeStep(
   return database.transaction(async (tx) => {
     const finished = finishStep(tx, fence, result);
     if (result.verdict.next === "tools") {
-      scheduleCalls(tx, fence, result.verdict.tools, result.calls);
+      scheduleCalls(tx, turn, fence.step, result.verdict.tools, result.calls);
     }
     const closed = modelCall === null ? null : closeModelCall(tx, modelCall);
     const recorded = appendEvents(tx, turn, result.events, result.nextOutputIndex);
@@ -108,18 +107,30 @@ export function storeStep(
   });
 }
 
+/** The calls of a turn that ask for the same are told apart by their order. */
 function scheduleCalls(
   tx: Transaction,
-  fence: Fence,
+  turn: Turn,
+  modelStep: number,
   names: readonly string[],
   calls: readonly ToolCall[],
 ): void {
   tx.send(
-    `INSERT INTO steps (turn_id, number, kind, name, call, state)
-     SELECT $1, $2 + number, 'tool', name, call, 'scheduled'
-     FROM unnest($3::text[], $4::text[]) WITH ORDINALITY AS scheduled (name, call, number)
+    `INSERT INTO steps (turn_id, number, kind, name, call, state, effect_key)
+     SELECT $1, $2 + number, 'tool', name, call, 'scheduled',
+       effect || '/' || (row_number() OVER (PARTITION BY effect ORDER BY number) + (
+         SELECT count(*) FROM steps
+         WHERE turn_id = $1 AND steps.number <= $2 AND starts_with(effect_key, effect || '/')))
+     FROM unnest($3::text[], $4::text[], $5::text[]) WITH ORDINALITY
+       AS scheduled (name, call, effect, number)
      ON CONFLICT (turn_id, number) DO NOTHING`,
-    [fence.turnId, fence.step, names, calls.map((call) => JSON.stringify(call))],
+    [
+      turn.id,
+      modelStep,
+      names,
+      calls.map((call) => JSON.stringify(call)),
+      calls.map((call) => effectOf(turn.replay?.originId ?? turn.id, call)),
+    ],
   );
 }
 
@@ -181,7 +192,7 @@ export interface StepRecord {
   name: string;
   state: "scheduled" | "running" | "finished" | "abandoned";
   attempt: number;
-  /** Of a finished tool step. */
+  /** Of a tool call that is over. */
   outcome: ToolOutcome | null;
   startedAt: Date | null;
   finishedAt: Date | null;
@@ -194,7 +205,9 @@ export async function readStepRecords(
   turnId: string,
 ): Promise<StepRecord[]> {
   return queryable.query<StepRecord>(
-    `SELECT steps.number, steps.kind, steps.name, steps.state, steps.attempt, steps.outcome,
+    `SELECT steps.number, steps.kind, steps.name, steps.state, steps.attempt,
+       CASE WHEN steps.kind = 'tool' AND steps.state = 'abandoned' AND steps.started_at IS NOT NULL
+         THEN 'unknown' ELSE steps.outcome END AS outcome,
        steps.started_at AS "startedAt", steps.finished_at AS "finishedAt"
      FROM steps JOIN turns ON turns.id = steps.turn_id
      WHERE steps.turn_id = $1 AND turns.project_id = $2 ORDER BY steps.number`,

@@ -1,5 +1,6 @@
 import type { Failure } from "../turn/failures.ts";
 import type { TurnLimits } from "../turn/limits.ts";
+import type { ReplayEffects, TurnReplay } from "../turn/replay.ts";
 import type { TurnRequest } from "../turn/request.ts";
 import type { Degradation, Turn, TurnStatus, Usage } from "../turn/turn.ts";
 import type { Queryable } from "./database.ts";
@@ -8,8 +9,8 @@ const summaryColumns = `
   turns.id, turns.project_id, turns.conversation_id, turns.status, turns.admitted_on, turns.agent,
   turns.agent_version, turns.model, turns.original_model, turns.degraded, turns.deadline_at,
   turns.run_id, turns.cancel_requested_at, turns.disconnect_grace_ms, turns.usage, turns.failure,
-  turns.incomplete_reason, turns.created_at, turns.started_at,
-  turns.ended_at`;
+  turns.incomplete_reason, turns.created_at, turns.started_at, turns.ended_at, turns.replay_of,
+  turns.origin_turn_id, turns.replay_effects, turns.is_dry_run`;
 
 /** The columns of `turns` that make a {@link Turn}, for a table or alias called `turns`. */
 export const turnColumns = `${summaryColumns}, turns.request, turns.limits, turns.output`;
@@ -38,10 +39,20 @@ export interface TurnRow {
   created_at: Date;
   started_at: Date | null;
   ended_at: Date | null;
+  replay_of: string | null;
+  origin_turn_id: string | null;
+  replay_effects: ReplayEffects | null;
+  is_dry_run: boolean;
 }
 
 function parse(json: string | null): unknown {
   return json === null ? null : JSON.parse(json);
+}
+
+function replayFromRow(row: TurnRow): TurnReplay | null {
+  const { replay_of: of, origin_turn_id: originId, replay_effects: effects } = row;
+  if (of === null || originId === null || effects === null) return null;
+  return { of, originId, effects, isDryRun: row.is_dry_run };
 }
 
 function summaryFromRow(row: TurnRow): TurnSummary {
@@ -66,6 +77,7 @@ function summaryFromRow(row: TurnRow): TurnSummary {
     createdAt: row.created_at,
     startedAt: row.started_at,
     endedAt: row.ended_at,
+    replay: replayFromRow(row),
   };
 }
 
@@ -158,14 +170,23 @@ export interface TurnFilter {
 /** What a list says of a turn: everything but its bodies. */
 export type TurnSummary = Omit<Turn, "request" | "limits" | "output">;
 
+/** A turn as a list has it. */
+export interface ListedTurn extends TurnSummary {
+  /** There is a replay of it, dry runs not counted. */
+  isReplayed: boolean;
+}
+
 /** Turns of a project that were not deleted over HTTP, newest first. */
 export async function listTurns(
   queryable: Queryable,
   project: string,
   filter: TurnFilter,
-): Promise<TurnSummary[]> {
-  const rows = await queryable.query<TurnRow>(
-    `SELECT ${summaryColumns} FROM turns
+): Promise<ListedTurn[]> {
+  const rows = await queryable.query<TurnRow & { is_replayed: boolean }>(
+    `SELECT ${summaryColumns}, EXISTS (
+       SELECT 1 FROM turns replay WHERE replay.replay_of = turns.id AND NOT replay.is_dry_run
+     ) AS is_replayed
+     FROM turns
      WHERE project_id = $1 AND hidden_at IS NULL
        AND ($2::text IS NULL OR status = $2)
        AND ($3::text IS NULL OR conversation_id = $3)
@@ -186,5 +207,5 @@ export async function listTurns(
       filter.limit,
     ],
   );
-  return rows.map(summaryFromRow);
+  return rows.map((row) => ({ ...summaryFromRow(row), isReplayed: row.is_replayed }));
 }

@@ -14,9 +14,12 @@ export type ArgumentsOf<S extends ToolSchema> = S extends $ZodType
 
 /** What a handler knows about the call it serves. */
 export interface ToolContext {
-  /** Aborted when the turn is cancelled, the worker stops, or the tool's time is up. */
+  /** Aborted when the turn is cancelled, the worker stops or cannot reach Temporal, or the time is up. */
   signal: AbortSignal;
-  /** `TURN_ID/STEP`, the same for every run of the same call: pass it on to whatever has the effect [8]. */
+  /**
+   * The same for every run of the same call, in every attempt and every replay: pass it on to whatever
+   * has the effect [8]. At most 180 of the characters `A-Z a-z 0-9 _ . : - /`.
+   */
   idempotencyKey: string;
   turnId: string;
   callId: string;

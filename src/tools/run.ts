@@ -1,3 +1,4 @@
+import type { ToolOutcome } from "../turn/effects.ts";
 import { cutToBytes } from "./cut.ts";
 import type { ToolContext } from "./defineTool.ts";
 import type { RegisteredTool, ToolRegistry } from "./registry.ts";
@@ -12,8 +13,7 @@ export interface ToolRun extends ToolContext {
 }
 
 export interface ToolResult {
-  /** `error` covers everything that the model can read about and act on. */
-  status: "ok" | "error" | "timeout" | "aborted";
+  outcome: ToolOutcome;
   /** For the model: the result, or `{"error": {"type", "message"}}`. */
   output: string;
 }
@@ -24,7 +24,9 @@ export type ToolErrorType =
   | "timeout"
   | "unknown_tool"
   | "invalid_result"
-  | "aborted";
+  | "aborted"
+  | "outcome_unknown"
+  | "not_run";
 
 const maxErrorMessageChars = 1_000;
 
@@ -34,9 +36,8 @@ export function toolErrorOutput(type: ToolErrorType, message: string): string {
   return JSON.stringify({ error: { type, message: line } });
 }
 
-function failed(type: ToolErrorType, message: string): ToolResult {
-  const status = type === "timeout" || type === "aborted" ? type : "error";
-  return { status, output: toolErrorOutput(type, message) };
+function failed(outcome: ToolOutcome, type: ToolErrorType, message: string): ToolResult {
+  return { outcome, output: toolErrorOutput(type, message) };
 }
 
 /** What was thrown need not be an Error, nor convertible to text. */
@@ -73,18 +74,20 @@ type Handled = { result: unknown } | { thrown: unknown } | { stopped: "timeout" 
 /** Runs the handler until it settles, its time is up or the caller aborts, whichever is first. */
 async function handle(tool: RegisteredTool, args: unknown, call: ToolRun): Promise<Handled> {
   const { idempotencyKey, turnId, callId, project } = call;
-  const expiry = new AbortController();
+  const stop = new AbortController();
   const stopped = Promise.withResolvers<Handled>();
-  const abort = () => stopped.resolve({ stopped: "aborted" });
+  const abort = () => {
+    stopped.resolve({ stopped: "aborted" });
+    stop.abort(call.signal.reason);
+  };
   call.signal.addEventListener("abort", abort, { once: true });
   const timer = setTimeout(() => {
     stopped.resolve({ stopped: "timeout" });
-    expiry.abort(new DOMException(`${tool.name} timed out`, "TimeoutError"));
+    stop.abort(new DOMException(`${tool.name} timed out`, "TimeoutError"));
   }, tool.timeoutMs);
-  const signal = AbortSignal.any([call.signal, expiry.signal]);
   const settled = (async (): Promise<Handled> => {
     try {
-      const context = { signal, idempotencyKey, turnId, callId, project };
+      const context = { signal: stop.signal, idempotencyKey, turnId, callId, project };
       return { result: await tool.handler(args, context) };
     } catch (thrown) {
       return { thrown };
@@ -116,17 +119,21 @@ async function toOutcome(
 ): Promise<ToolResult> {
   const made = toText(result);
   if ("problem" in made) {
-    return failed("invalid_result", `The tool ran, but its result is not JSON: ${made.problem}`);
+    return failed(
+      "error",
+      "invalid_result",
+      `The tool ran, but its result is not JSON: ${made.problem}`,
+    );
   }
   if (tool.result !== null) {
     const value: unknown = typeof result === "string" ? result : JSON.parse(made.text);
     const checked = await check(tool.result, value);
     if (!checked.ok) {
       const message = `The tool ran, but its result does not fit its schema: ${checked.problem}`;
-      return failed("invalid_result", message);
+      return failed("error", "invalid_result", message);
     }
   }
-  return { status: "ok", output: cutToBytes(made.text, maxResultBytes) };
+  return { outcome: "ok", output: cutToBytes(made.text, maxResultBytes) };
 }
 
 /**
@@ -139,14 +146,22 @@ export async function runTool(registry: ToolRegistry, call: ToolRun): Promise<To
   const tool = registry.get(call.name);
   if (tool === undefined) {
     const available = registry.names.join(", ") || "none";
-    return failed("unknown_tool", `There is no such tool. Available: ${available}.`);
+    return failed("not_run", "unknown_tool", `There is no such tool. Available: ${available}.`);
   }
   const args = await readArguments(tool, call.arguments);
-  if (!args.ok) return failed("invalid_arguments", `The arguments are wrong: ${args.problem}`);
-  if (call.signal.aborted) return failed("aborted", "The call was stopped before it began.");
+  if (!args.ok) {
+    return failed("not_run", "invalid_arguments", `The arguments are wrong: ${args.problem}`);
+  }
+  if (call.signal.aborted) {
+    return failed("not_run", "aborted", "The call was stopped before it began.");
+  }
   const handled = await handle(tool, args.value, call);
-  if ("thrown" in handled) return failed("tool_error", messageOf(handled.thrown));
+  if ("thrown" in handled) return failed("error", "tool_error", messageOf(handled.thrown));
   if ("result" in handled) return toOutcome(tool, handled.result, call.maxResultBytes);
-  if (handled.stopped === "aborted") return failed("aborted", stopMessage);
-  return failed("timeout", `The tool took longer than ${tool.timeoutMs} ms. ${stopMessage}`);
+  if (handled.stopped === "aborted") return failed("unknown", "aborted", stopMessage);
+  return failed(
+    "unknown",
+    "timeout",
+    `The tool took longer than ${tool.timeoutMs} ms. ${stopMessage}`,
+  );
 }

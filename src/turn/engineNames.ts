@@ -22,5 +22,8 @@ export type SearchAttributeName = (typeof searchAttributeNames)[number];
  */
 export const maxSummaryChars = 100;
 
+/** A worker that is silent for this long is taken for dead: its steps are given to others. */
+export const heartbeatTimeoutMs = 5_000;
+
 /** The task queue of turns and model calls. */
 export const defaultTaskQueue = "turnkeeper";

@@ -271,6 +271,7 @@ export const refusalRules = {
   unknown_call: { httpStatus: 400, type: "invalid_request_error" },
   tool_name_conflict: { httpStatus: 400, type: "invalid_request_error" },
   idempotency_key_reused: { httpStatus: 422, type: "invalid_request_error" },
+  not_replayable: { httpStatus: 400, type: "invalid_request_error" },
   conversation_busy: { httpStatus: 409, type: "conflict_error" },
   queue_full: { httpStatus: 429, type: "rate_limit_error" },
   stream_expired: { httpStatus: 400, type: "invalid_request_error" },

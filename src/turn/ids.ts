@@ -26,8 +26,12 @@ export type IdKind = keyof typeof prefixes;
  * index inserts stay local and ids sort by age.
  */
 export function newId(kind: IdKind): string {
+  return `${prefixes[kind]}_${newIdDigits()}`;
+}
+
+function newIdDigits(): string {
   const time = Date.now().toString(16).padStart(12, "0");
-  return `${prefixes[kind]}_${time}${randomBytes(10).toString("hex")}`;
+  return `${time}${randomBytes(10).toString("hex")}`;
 }
 
 const idKindOfItemType: Record<string, IdKind> = {
@@ -41,4 +45,10 @@ const idKindOfItemType: Record<string, IdKind> = {
 /** A new id for an item of the given Responses API type. */
 export function newItemId(type: string): string {
   return newId(idKindOfItemType[type] ?? "item");
+}
+
+/** A new id for a copy of an item: of the same prefix, which tells providers the item's type. */
+export function copiedItemId(item: { id: string; type: string }): string {
+  const prefix = /^([a-z_]{1,24})_/.exec(item.id)?.[1];
+  return prefix === undefined ? newItemId(item.type) : `${prefix}_${newIdDigits()}`;
 }

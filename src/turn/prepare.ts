@@ -34,14 +34,14 @@ function findAgent(agents: readonly Agent[], name: string | null): [Agent, strin
   );
 }
 
-function checkModel(value: unknown): string | null {
+export function checkModel(value: unknown): string | null {
   if (value === undefined || value === null) return null;
   if (typeof value === "string" && modelPattern.test(value)) return value;
   const problem = "'model' must be a string of 1 to 256 printable ASCII characters without spaces.";
   throw new Refusal("invalid_value", problem, "model");
 }
 
-function refuseNameConflicts(request: TurnRequest, agent: Agent): void {
+export function refuseNameConflicts(request: TurnRequest, agent: Agent): void {
   const names = request.tools.map((tool) => (tool as { name?: unknown }).name);
   const conflict = names.find((name) => agent.tools.includes(name as string));
   if (conflict === undefined) return;

@@ -1,5 +1,6 @@
 import type { Failure } from "./failures.ts";
 import type { TurnLimits } from "./limits.ts";
+import type { TurnReplay } from "./replay.ts";
 import type { TurnRequest } from "./request.ts";
 
 /**
@@ -80,4 +81,6 @@ export interface Turn {
   createdAt: Date;
   startedAt: Date | null;
   endedAt: Date | null;
+  /** `null` where the turn is no replay. */
+  replay: TurnReplay | null;
 }

@@ -1,8 +1,6 @@
 import { proxyActivities } from "@temporalio/workflow";
 import type { TurnActivities } from "../activities/index.ts";
-
-/** A worker that is silent for this long is taken for dead. */
-const heartbeatTimeoutMs = 5_000;
+import { heartbeatTimeoutMs } from "../turn/engineNames.ts";
 
 /**
  * A step decides by its failure's class how often and when it is tried again, within the limits

@@ -1,6 +1,7 @@
 import type { Client } from "@temporalio/client";
 import { pino } from "pino";
 import { Turnkeeper } from "../../src/client.ts";
+import type { WorkerVersion } from "../../src/config.ts";
 import { EventHub } from "../../src/events/hub.ts";
 import type { JanitorSettings } from "../../src/janitor.ts";
 import { openModelEndpoint } from "../../src/responses/call.ts";
@@ -38,18 +39,25 @@ export interface DeploymentOptions {
   databaseUrl?: string;
   /** Turns begin before Temporal knows of them, as in `turnkeeper dev`. */
   headStart?: boolean;
+  /** Another deployment's, to be a second worker of it. */
+  taskQueue?: string;
+  /** The way to the Temporal server; directly by default. */
+  temporalAddress?: string;
+  /** The worker's version. */
+  version?: WorkerVersion;
   /** A model server other than the simulator. */
   openaiBaseUrl?: string;
 }
 
 export async function deploy(options: DeploymentOptions = {}): Promise<Deployment> {
   const url = options.databaseUrl ?? (await createTestDatabase()).url;
-  const taskQueue = uniqueTaskQueue();
+  const taskQueue = options.taskQueue ?? uniqueTaskQueue();
   const simulator = await startSimulator({ mode: "scripted" });
   const database = openPostgres({ url });
   const hub = await EventHub.open(database);
   const log = pino({ level: process.env["TURNKEEPER_LOG_LEVEL"] ?? "silent" });
-  const { connection, client } = await connectNatively({ address: sharedTemporal().address }, log);
+  const address = options.temporalAddress ?? sharedTemporal().address;
+  const { connection, client } = await connectNatively({ address }, log);
   const endpoint = openModelEndpoint({
     baseUrl: options.openaiBaseUrl ?? simulator.baseUrl,
     apiKey: "sk-simulated",
@@ -65,6 +73,7 @@ export async function deploy(options: DeploymentOptions = {}): Promise<Deploymen
     hub,
     agents: options.agents ?? [defineAgent({ name: "default", model: "gpt-test" })],
     tools: options.tools ?? [],
+    deployment: options.version ?? null,
     log,
     maxConcurrentSteps: 100,
     shutdownGraceMs: 1_000,

@@ -7,6 +7,8 @@ export interface Proxy {
   address: string;
   /** From now on nothing passes, in either direction; connections stay open. */
   freeze(): void;
+  /** The network is back, and what was open is cut. */
+  thaw(): void;
   close(): Promise<void>;
 }
 
@@ -37,6 +39,10 @@ export async function startProxy(target: string): Promise<Proxy> {
     address: `127.0.0.1:${(server.address() as AddressInfo).port}`,
     freeze() {
       isFrozen = true;
+    },
+    thaw() {
+      isFrozen = false;
+      for (const socket of sockets) socket.destroy();
     },
     async close() {
       for (const socket of sockets) socket.destroy();

@@ -1,8 +1,8 @@
-import type { OutputEntry, TurnEvent } from "../turn/events.ts";
-import type { ToolCall } from "../turn/verdict.ts";
+import type { OutputEntry, TurnEvent } from "./events.ts";
+import type { ToolCall } from "./verdict.ts";
 
 /** The label under which responses show the tools that Turnkeeper runs itself. */
-export const serverLabel = "turnkeeper";
+const serverLabel = "turnkeeper";
 
 /** A server tool's call as the stream announces it. */
 export function mcpCallItem(id: string, name: string): Record<string, unknown> {
@@ -31,15 +31,11 @@ export function toolOutcomeEvents(
 ): { events: TurnEvent[]; entry: OutputEntry } {
   const place = { item_id: call.itemId, output_index: call.outputIndex };
   const item = {
-    id: call.itemId,
-    type: "mcp_call",
+    ...mcpCallItem(call.itemId, call.name),
     status: outcome.isError ? "failed" : "completed",
-    server_label: serverLabel,
-    name: call.name,
     arguments: call.arguments,
     output: outcome.isError ? null : outcome.output,
     error: outcome.isError ? outcome.output : null,
-    approval_request_id: null,
   };
   return {
     events: [
