@@ -126,7 +126,10 @@ describeOnBoth("turns that need looking after", (open) => {
     const queue = { whenBusy: "queue" } as const;
     await admit(database, { conversation }, queue);
     const late = await admit(database, { conversation }, queue);
-    await database.query("UPDATE turns SET deadline_at = now() - interval '1 second' WHERE id = $1", [late.id]);
+    await database.query(
+      "UPDATE turns SET deadline_at = now() - interval '1 second' WHERE id = $1",
+      [late.id],
+    );
     const found = await findExpiredQueuedTurns(database, 10);
     expect(found.map((turn) => turn.id)).toEqual([late.id]);
     expect(await findExpiredQueuedTurns(database, 10, late.id)).toEqual([]);
@@ -209,7 +212,10 @@ describeWith(["postgres", "temporal"], "the janitor", () => {
       const { id: conversation } = await createConversation(database, "default", {}, []);
       await admit(database, { conversation });
       const late = await admit(database, { conversation }, { whenBusy: "queue" });
-      await database.query("UPDATE turns SET deadline_at = now() - interval '1 second' WHERE id = $1", [late.id]);
+      await database.query(
+        "UPDATE turns SET deadline_at = now() - interval '1 second' WHERE id = $1",
+        [late.id],
+      );
       janitor.start();
       await vi.waitFor(async () => {
         expect((await reread(database, late)).status).toBe("incomplete");
