@@ -13,6 +13,10 @@ COPY package.json package-lock.json .npmrc ./
 RUN npm install --no-save --omit=dev --no-audit --no-fund --loglevel=error
 
 FROM node:24-slim
+# Node brings its own certificates; Temporal's core looks for the system's, for TLS to Temporal Cloud.
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends ca-certificates \
+    && rm -rf /var/lib/apt/lists/*
 ENV NODE_ENV=production \
     TURNKEEPER_HOST=0.0.0.0 \
     TURNKEEPER_WORKFLOW_BUNDLE=/app/dist/workflows.bundle.js
