@@ -14,8 +14,9 @@ RUN npm install --no-save --omit=dev --no-audit --no-fund --loglevel=error
 
 FROM node:24-slim
 # Node brings its own certificates; Temporal's core looks for the system's, for TLS to Temporal Cloud.
+# As process 1, Node would never see a SIGTERM that comes before its handler is there: tini passes it on.
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends ca-certificates \
+    && apt-get install --yes --no-install-recommends ca-certificates tini \
     && rm -rf /var/lib/apt/lists/*
 ENV NODE_ENV=production \
     TURNKEEPER_HOST=0.0.0.0 \
@@ -26,5 +27,5 @@ COPY --from=build /app/dist dist
 COPY package.json ./
 USER node
 EXPOSE 7823
-ENTRYPOINT ["node", "--enable-source-maps", "dist/src/cli.js"]
+ENTRYPOINT ["tini", "--", "node", "--enable-source-maps", "dist/src/cli.js"]
 CMD ["gateway"]
