@@ -96,6 +96,12 @@ function attributesOf(turn: Turn, known: ReadonlySet<SearchAttributeName>): Type
   return new TypedSearchAttributes(pairs);
 }
 
+/**
+ * A worker that dies while it has a turn's workflow task, or a paused one that swallows it, holds the
+ * turn up for so long; Temporal's default is 10 s. Tasks of turns take milliseconds.
+ */
+const workflowTaskTimeoutMs = 5_000;
+
 /** The SDK would try for longer; nobody must wait that long, for the turn is on record. */
 const callTimeoutMs = 5_000;
 
@@ -111,6 +117,7 @@ export function createEngine(options: EngineOptions): Engine {
       taskQueue: options.taskQueue,
       workflowIdReusePolicy: WorkflowIdReusePolicy.REJECT_DUPLICATE,
       workflowIdConflictPolicy: ifRunning,
+      workflowTaskTimeout: workflowTaskTimeoutMs,
       typedSearchAttributes: attributesOf(turn, options.searchAttributes),
       staticSummary: `${turn.agent} on ${turn.model}`.slice(0, maxSummaryChars),
       requestEagerStart: options.eagerStart,

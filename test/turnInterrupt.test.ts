@@ -89,6 +89,21 @@ describeWith(["postgres", "temporal"], "[2][12] a turn that interrupts", () => {
     expect(lines(history)).toEqual(all);
   });
 
+  test("may name the response that runs as the previous one", async () => {
+    const { simulator, turnkeeper } = served;
+    const first = await startPaused();
+    simulator.script(text("Stopped."));
+    const request = { input: "Stop", previous_response_id: first.id };
+    await expect(turnkeeper.turns.start(request, { whenBusy: "queue" })).rejects.toMatchObject({
+      code: "conversation_busy",
+    });
+    const second = await turnkeeper.turns.start(request, { whenBusy: "interrupt" });
+    expect(second.conversationId).toBe(conversation);
+    expect((await ended(first)).status).toBe("cancelled");
+    expect(await ended(second)).toMatchObject({ status: "completed", text: "Stopped." });
+    expect(shownTo(simulator.requests[1])).toEqual(["Count", "One two", "Stop"]);
+  });
+
   test("[9] during a tool leaves a call whose pair is made whole for the model", async () => {
     const { simulator } = served;
     ({ id: conversation } = await createConversation(served.database, "default", {}, []));

@@ -1,7 +1,7 @@
 import { Context } from "@temporalio/activity";
 import { findEffect } from "../store/replays.ts";
 import { releaseStep } from "../store/steps.ts";
-import type { Claim } from "../store/claims.ts";
+import type { Claim, JournalledCall } from "../store/claims.ts";
 import type { Fence } from "../store/fence.ts";
 import type { ToolRegistry } from "../tools/registry.ts";
 import { runTool as runHandler, toolErrorOutput } from "../tools/run.ts";
@@ -64,7 +64,7 @@ async function runClaimed(
   parts: Parts,
   fence: Fence,
   claim: Claimed,
-  call: ToolCall,
+  call: JournalledCall,
 ): Promise<ToolResult> {
   const { turn } = claim;
   const agent = await parts.agents(turn.agent, turn.agentVersion);
@@ -77,7 +77,8 @@ async function runClaimed(
     if (!claim.wasRunning) await releaseStep(parts.database, fence);
     throw tryElsewhere(parts, turn, call.name);
   }
-  const replayed = tool === undefined ? null : await replayCall(parts, claim, tool.repeatable);
+  const replayed =
+    tool === undefined ? null : await replayCall(parts, turn, call.effectKey, tool.repeatable);
   if (replayed !== null) return replayed;
   // A tool that takes its worker down each time must not take down every worker.
   const mayRepeat = tool?.repeatable && fence.attempt <= turn.limits.maxAttemptsPerStep;
@@ -87,7 +88,7 @@ async function runClaimed(
   const takenBack = AbortSignal.any([Context.current().cancellationSignal, temporal.signal]);
   const unlink = linkStops(stop, turn, takenBack);
   try {
-    const result = await callTool(tools, claim, call, stop.signal);
+    const result = await callTool(tools, turn, call, stop.signal);
     const isHandedOver = (stop.signal.reason as StepStopped | undefined)?.reason === "handover";
     if (isHandedOver && result.outcome !== "ok" && tool?.repeatable)
       throw retryLater("handover", 0);
@@ -104,7 +105,8 @@ async function runClaimed(
  */
 async function replayCall(
   parts: Parts,
-  { turn, effectKey }: Claimed,
+  turn: Turn,
+  effectKey: string,
   isRepeatable: boolean,
 ): Promise<ToolResult | null> {
   if (turn.replay === null || turn.replay.effects === "all") return null;
@@ -118,8 +120,8 @@ async function replayCall(
 
 function callTool(
   tools: ToolRegistry,
-  { turn, effectKey }: Claimed,
-  call: ToolCall,
+  turn: Turn,
+  call: JournalledCall,
   signal: AbortSignal,
 ): Promise<ToolResult> {
   return runHandler(tools, {
@@ -129,7 +131,7 @@ function callTool(
     turnId: turn.id,
     project: turn.project,
     // Call ids are the provider's, of any length and characters; this one may stand in a header.
-    idempotencyKey: effectKey,
+    idempotencyKey: call.effectKey,
     signal,
     maxResultBytes: turn.limits.maxToolResultBytes,
   });

@@ -153,13 +153,25 @@ async function readPrevious(tx: Queryable, project: string, turnId: string): Pro
   );
 }
 
-/** A turn after the head continues its conversation; after any other one it gets a fork. */
-async function placeAfter(tx: Queryable, project: string, previousId: string): Promise<Place> {
+/**
+ * A turn after the head continues its conversation, and so does one that interrupts the turn that it
+ * follows; after any other one it gets a fork.
+ */
+async function placeAfter(
+  tx: Queryable,
+  project: string,
+  previousId: string,
+  whenBusy: BusyMode,
+): Promise<Place> {
   const { conversation_id: conversationId } = await readPrevious(tx, project, previousId);
   const locked = await lockConversation(tx, project, conversationId);
   // Read again under the lock: the previous turn may have ended meanwhile.
   const previous = await readPrevious(tx, project, previousId);
-  if (!isTerminal(previous.status)) throw busy(previousId);
+  if (!isTerminal(previous.status)) {
+    const mayInterrupt = whenBusy === "interrupt" && locked?.holder_turn_id === previousId;
+    if (!mayInterrupt) throw busy(previousId);
+    return placeIn(conversationId, locked);
+  }
   if (locked === undefined || previous.end_position === null) {
     throw new Refusal(
       "previous_response_unusable",
@@ -282,7 +294,8 @@ function openStream(tx: Transaction, turn: Turn): void {
 async function findPlace(tx: Transaction, admission: Admission): Promise<Place> {
   const { conversation, previousTurnId } = admission.request;
   if (conversation !== null) return placeInNamed(tx, admission.project, conversation);
-  if (previousTurnId !== null) return placeAfter(tx, admission.project, previousTurnId);
+  if (previousTurnId !== null)
+    return placeAfter(tx, admission.project, previousTurnId, admission.whenBusy);
   return placeInNew(tx, admission.project);
 }
 

@@ -30,9 +30,7 @@ export type Claim =
       /** An earlier attempt had begun, so what it did is unknown [8]. */
       wasRunning: boolean;
       /** The call of a tool step. */
-      call: ToolCall | null;
-      /** The idempotency key of a tool step [8]. */
-      effectKey: string;
+      call: JournalledCall | null;
       /** The ledger's row of a model step. */
       modelCallId: string | null;
       /** The response that an earlier attempt began and the provider keeps [7]. */
@@ -48,6 +46,17 @@ export type Claim =
   | { outcome: "head_started" }
   /** No such turn is on record. */
   | { outcome: "unknown_turn" };
+
+/** A call of a tool as its step's row has it. */
+export interface JournalledCall extends ToolCall {
+  /** The idempotency key of its effect [8]. */
+  effectKey: string;
+}
+
+function readCall({ call, effect_key }: StepRow): JournalledCall | null {
+  if (call === null || effect_key === null) return null;
+  return { ...(JSON.parse(call) as ToolCall), effectKey: effect_key };
+}
 
 /** A response that can be gone on with: its stream behind `cursor`, or all of it. */
 export interface KeptResponse {
@@ -218,9 +227,7 @@ async function claimInside(
     firstOutputIndex,
     shownIds: hasShown ? await readShownIds(tx, turn) : [],
     wasRunning,
-    call: before?.call ? (JSON.parse(before.call) as ToolCall) : null,
-    // A step that was scheduled by an older release has no key of its own.
-    effectKey: before?.effect_key ?? `${fence.turnId}/${fence.step}`,
+    call: before === undefined ? null : readCall(before),
     modelCallId,
     kept,
     events: await appendEvents(tx, turn, events),

@@ -11,7 +11,7 @@ import type { ModelCallEnd } from "./modelCalls.ts";
 import { readFinishedSteps } from "./steps.ts";
 
 /** Failures by which a provider says that it did not take the call: nothing was read or written. */
-const refusals: ReadonlySet<FailureClass> = new Set([
+const untakenClasses: ReadonlySet<FailureClass> = new Set([
   "rate_limited",
   "quota_exhausted",
   "overloaded",
@@ -60,8 +60,8 @@ export async function giveUpCall(
 ): Promise<void> {
   await closeModelCall(tx, end);
   if (end.tokens !== null) return;
-  const isRefused = end.failure !== null && refusals.has(end.failure.class);
-  if (end.responseId === null && isRefused) return writeEstimate(tx, end.id, nothing, 0);
+  const isUntaken = end.failure !== null && untakenClasses.has(end.failure.class);
+  if (end.responseId === null && isUntaken) return writeEstimate(tx, end.id, nothing, 0);
   if (end.responseId === null && end.requestId === null) return;
   const calls = await tx.query<UnmeasuredCall & { endIndex: number | null }>(
     `SELECT ${unmeasuredColumns}, (

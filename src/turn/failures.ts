@@ -181,13 +181,13 @@ export const failureRules = {
     "fail",
     502,
     "server_error",
-    "A step failed as often as its limit allows.",
+    "Temporal gave a step up after many attempts, none of which could end it; the worker's log has more.",
   ),
   workflow_gone: rule(
     "fail",
     500,
     "server_error",
-    "The turn's workflow was terminated, timed out or reset away; send the request again.",
+    "The turn's workflow was terminated, timed out or closed without an ending; send the request again.",
   ),
   internal: rule(
     "fail",

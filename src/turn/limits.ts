@@ -4,7 +4,7 @@
 export interface TurnLimits {
   /** Model calls and tool calls together, retries not counted. */
   maxSteps: number;
-  /** Attempts of one step, the first included. */
+  /** Failed calls of a model step, the first included; attempts of a repeatable tool. */
   maxAttemptsPerStep: number;
   /** From admission to the end, waiting in a queue included. */
   maxTurnMs: number;
