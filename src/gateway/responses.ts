@@ -1,5 +1,5 @@
 import type { FastifyInstance, FastifyReply, FastifyRequest } from "fastify";
-import type { BusyMode } from "../store/admission.ts";
+import type { BusyMode } from "../store/places.ts";
 import { failure, Refusal } from "../turn/failures.ts";
 import { disconnectGraceMs } from "../turn/limits.ts";
 import type { ResponseRequest } from "../turn/request.ts";
