@@ -1,0 +1,47 @@
+import { once } from "node:events";
+import type { AddressInfo, Server, Socket } from "node:net";
+
+/** A server's entrance for one process: what passes it is that process's, and it can be shut. */
+export interface Door {
+  port: number;
+  /** Breaks all connections and refuses new ones, until it is opened. */
+  shut(): void;
+  open(): void;
+  close(): Promise<void>;
+}
+
+/** Makes a listening server an entrance that can be shut. */
+export async function makeDoor(server: Server): Promise<Door> {
+  const sockets = new Set<Socket>();
+  let isShut = false;
+  server.prependListener("connection", (socket) => {
+    if (isShut) {
+      socket.destroy();
+      return;
+    }
+    sockets.add(socket);
+    socket.on("close", () => sockets.delete(socket));
+  });
+  server.listen(0, "127.0.0.1");
+  await once(server, "listening");
+  const breakAll = (): void => {
+    for (const socket of sockets) socket.destroy();
+  };
+  return {
+    port: (server.address() as AddressInfo).port,
+    shut() {
+      isShut = true;
+      breakAll();
+    },
+    open() {
+      isShut = false;
+    },
+    async close() {
+      isShut = true;
+      const closed = once(server, "close");
+      server.close();
+      breakAll();
+      await closed;
+    },
+  };
+}
