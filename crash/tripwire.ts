@@ -40,6 +40,8 @@ interface Armed {
  * time can be armed; what reaches it is held until the harness has done what it wants to do there.
  */
 export class Tripwire {
+  /** Told of everything that passes, also of what is going to be held. */
+  onMoment: (moment: Moment) => void = () => {};
   #armed: Armed | null = null;
 
   /** Resolves when the point is reached. */
@@ -58,6 +60,7 @@ export class Tripwire {
    * @throws Dropped when it may not.
    */
   async pass(moment: Moment): Promise<void> {
+    this.onMoment(moment);
     const armed = this.#armed;
     if (armed === null) return;
     const { point } = armed;

@@ -4,6 +4,8 @@ import type { AddressInfo, Server, Socket } from "node:net";
 /** A server's entrance for one process: what passes it is that process's, and it can be shut. */
 export interface Door {
   port: number;
+  /** Connections that were refused so far. */
+  refused(): number;
   /** Breaks all connections and refuses new ones, until it is opened. */
   shut(): void;
   open(): void;
@@ -14,8 +16,10 @@ export interface Door {
 export async function makeDoor(server: Server): Promise<Door> {
   const sockets = new Set<Socket>();
   let isShut = false;
+  let refused = 0;
   server.prependListener("connection", (socket) => {
     if (isShut) {
+      refused += 1;
       socket.destroy();
       return;
     }
@@ -29,6 +33,7 @@ export async function makeDoor(server: Server): Promise<Door> {
   };
   return {
     port: (server.address() as AddressInfo).port,
+    refused: () => refused,
     shut() {
       isShut = true;
       breakAll();
