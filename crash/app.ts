@@ -28,6 +28,12 @@ export const tools = [
   }),
 ];
 
-export const agents = [
-  defineAgent({ name: "foreground", model: "gpt-crash", tools: tools.map((tool) => tool.name) }),
-];
+/** One agent for each policy, under the policy's name. */
+export const agents = (["foreground", "background"] as const).map((durability) =>
+  defineAgent({
+    name: durability,
+    model: "gpt-crash",
+    durability,
+    tools: tools.map((tool) => tool.name),
+  }),
+);

@@ -10,7 +10,7 @@ import { pick, randomOf } from "./random.ts";
 import type { Random } from "./random.ts";
 import { expectedText, scriptModel } from "./scenario.ts";
 import { Subscriber } from "./subscriber.ts";
-import type { Held } from "./tripwire.ts";
+import type { Held, Moment } from "./tripwire.ts";
 import { judge } from "./verdict.ts";
 import type { Problem } from "./verdict.ts";
 
@@ -18,6 +18,8 @@ import type { Problem } from "./verdict.ts";
 export interface CellResult {
   cell: Cell;
   problems: Problem[];
+  /** From the kill until another process has gone on with the turn. */
+  resumeMs: number | null;
   /** From the kill to the turn's end on record; to the workflow's end, if the turn had ended. */
   recoverMs: number | null;
   /** Calls to the model that were made and not used. */
@@ -26,7 +28,7 @@ export interface CellResult {
   connections: number;
 }
 
-const reachWithinMs = 30_000;
+const reachWithinMs = 20_000;
 /** A turn that has not ended by then is lost. */
 const endWithinMs = 60_000;
 const quietWithinMs = 40_000;
@@ -37,8 +39,15 @@ export async function runCell(lane: Lane, cell: Cell, seed: number): Promise<Cel
   const random = randomOf(seed, cell.name);
   lane.simulator.reset();
   lane.effects.reset();
-  const calls = scriptModel(lane.simulator, lane.tripwire, point.scenario, random);
-  const result: CellResult = { cell, problems: [], recoverMs: null, wasted: 0, connections: 0 };
+  const calls = scriptModel(lane, point.scenario, random);
+  const result: CellResult = {
+    cell,
+    problems: [],
+    resumeMs: null,
+    recoverMs: null,
+    wasted: 0,
+    connections: 0,
+  };
   const subscriber = new Subscriber(
     lane.gateways.map((gateway) => gateway.url),
     { model: policy, input: point.scenario },
@@ -48,19 +57,19 @@ export async function runCell(lane: Lane, cell: Cell, seed: number): Promise<Cel
   const followed = subscriber.follow(over.signal);
   followed.catch(() => {});
   const held = await within(reached, reachWithinMs);
-  const struckAt = new Date();
-  if (held === null) result.problems.push({ breach: "other", detail: "the point was not reached" });
   lane.tripwire.disarm();
-  const struck =
-    held === null
-      ? null
-      : way.strike({
-          lane,
-          point,
-          held,
-          subscriber,
-          process: victimOf(lane, cell, held, subscriber, random),
-        });
+  const struckAt = new Date();
+  let struck: Promise<string | null> = Promise.resolve(null);
+  if (held === null) result.problems.push({ breach: "other", detail: "the point was not reached" });
+  else {
+    const process = victimOf(lane, cell, held, subscriber, random);
+    lane.tripwire.onMoment = (moment) => {
+      if (isProgress(moment) && moment.process !== process.name) {
+        result.resumeMs ??= Date.now() - struckAt.getTime();
+      }
+    };
+    struck = way.strike({ lane, point, held, subscriber, process });
+  }
   const last = await within(followed, endWithinMs);
   over.abort();
   const complaint = await struck;
@@ -68,7 +77,10 @@ export async function runCell(lane: Lane, cell: Cell, seed: number): Promise<Cel
   result.connections = subscriber.connections;
   const { turnId } = subscriber;
   if (last === null || turnId === null) {
-    result.problems.push({ breach: "lost", detail: `the turn ${turnId} did not end` });
+    result.problems.push({
+      breach: "lost",
+      detail: `the turn ${turnId} did not end: ${String(subscriber.lastError)}`,
+    });
     return result;
   }
   const left = await untilQuiet(lane, [turnId], quietWithinMs);
@@ -89,6 +101,18 @@ export async function runCell(lane: Lane, cell: Cell, seed: number): Promise<Cel
   result.recoverMs = await recovery(lane, turn, struckAt);
   result.wasted = calls.length - new Set(calls.map((call) => call.step)).size;
   return result;
+}
+
+const progress: ReadonlySet<string> = new Set([
+  "claim of a model step",
+  "claim of a tool step",
+  "RespondActivityTaskCompleted",
+  "RespondWorkflowTaskCompleted",
+]);
+
+/** What a process does that takes over, or goes on, where another one has died. */
+function isProgress({ what, side }: Moment): boolean {
+  return side === "after" && progress.has(what);
 }
 
 /** Whose connection or stream it is that is held; else one that could be meant as well. */

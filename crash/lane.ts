@@ -32,8 +32,12 @@ export interface LaneOptions {
   environment?: Record<string, string>;
 }
 
-/** Running steps have this long at SIGTERM. */
-const shutdownGraceMs = 2_000;
+/** Shorter than by default, so that a cell does not wait for what is not its point. */
+export const laneEnvironment: Record<string, string> = {
+  TURNKEEPER_SHUTDOWN_GRACE_MS: "2000",
+  TURNKEEPER_JANITOR_ROUND_MS: "500",
+  TURNKEEPER_JANITOR_PATIENCE_MS: "1000",
+};
 
 /**
  * A whole deployment of its own: PostgreSQL, Temporal, the model, the world of the tools, workers and
@@ -171,7 +175,6 @@ async function openProcess(
         TURNKEEPER_APP: app,
         TURNKEEPER_PORT: `${port}`,
         TURNKEEPER_WORKFLOW_BUNDLE: options.workflowBundle,
-        TURNKEEPER_SHUTDOWN_GRACE_MS: `${shutdownGraceMs}`,
         ...options.environment,
       },
     },

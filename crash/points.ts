@@ -57,7 +57,7 @@ export const points: readonly MatrixPoint[] = [
   ...bothSides("answer", "statement", "flush", "the first write of events"),
   ...bothSides("answer", "statement", "notification", "a notification"),
   point("answer", "model", "mid-stream", "mid-stream"),
-  ...bothSides("answer", "statement", "flush", "a later write of events", { nth: 4 }),
+  ...bothSides("answer", "statement", "flush", "a later write of events", { nth: 2 }),
   ...bothSides("answer", "statement", "ending of the turn", "the ending transaction"),
   ...bothSides("answer", "call", activity, "Temporal knows of the ending"),
   point("answer", "call", workflowTask, "inside the last workflow task", {

@@ -1,15 +1,16 @@
 import { always, calls, text } from "../src/simulator/server.ts";
-import type { SimulatedRequest, Simulator } from "../src/simulator/server.ts";
+import type { BilledCall, SimulatedRequest } from "../src/simulator/server.ts";
+import type { Database } from "../src/store/database.ts";
+import type { Lane } from "./lane.ts";
 import type { Random } from "./random.ts";
-import type { Tripwire } from "./tripwire.ts";
 
 /** One model call; or a model call, two tools at a time, and a second call that answers. */
 export type Scenario = "answer" | "tools";
 
 const announcement = "Let me charge that and look it up. ";
-const deltas = Array.from({ length: 16 }, (_, at) => `word${at} `);
+const deltas = Array.from({ length: 20 }, (_, at) => `word${at} `);
 /** Between deltas: enough for several writes of events in one answer. */
-const deltaDelayMs = 10;
+const deltaDelayMs = 15;
 /** The number of the step that answers in the scenario with tools. */
 const answerStepAfterTools = 4;
 
@@ -19,6 +20,8 @@ export interface ModelCall {
   arrivedAt: Date;
   /** To find it on the bill. */
   requestId: string;
+  /** A response that an earlier call of the step had bought was on record when this one came. */
+  isBoughtAgain: boolean;
 }
 
 /** What the turn has to say in the end, of all its messages. */
@@ -32,6 +35,14 @@ function stepOf(request: SimulatedRequest): number {
     : 1;
 }
 
+/** Whether one of these responses can be fetched, because its id is on record with its step. */
+async function isOnRecord(database: Database, bought: readonly BilledCall[]): Promise<boolean> {
+  const rows = await database.query("SELECT FROM steps WHERE response_id = ANY($1)", [
+    bought.map((billed) => billed.responseId),
+  ]);
+  return rows.length > 0;
+}
+
 /**
  * Scripts the model for one turn: it answers the same however often it is called, and passes by the
  * tripwire before its headers, after its first event, and in the middle of its answer.
@@ -39,8 +50,7 @@ function stepOf(request: SimulatedRequest): number {
  * @returns the calls, as they come.
  */
 export function scriptModel(
-  simulator: Simulator,
-  tripwire: Tripwire,
+  { simulator, tripwire, database }: Pick<Lane, "simulator" | "tripwire" | "database">,
   scenario: Scenario,
   random: Random,
 ): ModelCall[] {
@@ -53,9 +63,16 @@ export function scriptModel(
     pass: () => tripwire.pass({ process, what, side: "before" }).catch(() => {}),
   });
   simulator.script(
-    always((request) => {
+    always(async (request) => {
       const step = stepOf(request);
-      seen.push({ step, arrivedAt: new Date(), requestId: request.requestId });
+      const { requestId } = request;
+      const call = { step, arrivedAt: new Date(), requestId, isBoughtAgain: false };
+      const earlier = seen.filter((other) => other.step === step).map((other) => other.requestId);
+      seen.push(call);
+      if (earlier.length > 0) {
+        const bought = simulator.bill.filter((billed) => earlier.includes(billed.requestId));
+        call.isBoughtAgain = await isOnRecord(database, bought);
+      }
       const process = String(request.headers["authorization"]).replace("Bearer ", "");
       const asksForTools = scenario === "tools" && step === 1;
       const pauseAfter = [

@@ -1,6 +1,5 @@
 import { setTimeout as delay } from "node:timers/promises";
-import OpenAI from "openai";
-import { APIError } from "openai";
+import OpenAI, { APIError } from "openai";
 import { isTerminalEvent } from "../src/turn/events.ts";
 import type { NumberedEvent } from "../src/turn/events.ts";
 
@@ -24,6 +23,8 @@ export class Subscriber {
   readonly refusals: string[] = [];
   turnId: string | null = null;
   connections = 0;
+  /** Why its last connection ended before the turn. */
+  lastError: unknown = null;
   readonly #urls: readonly string[];
   readonly #asked: Asked;
   readonly #idempotencyKey = crypto.randomUUID();
@@ -52,6 +53,7 @@ export class Subscriber {
         const last = await this.#connect(signal);
         if (last !== null) return last;
       } catch (error) {
+        this.lastError = error;
         const isRefusal = error instanceof APIError && Number(error.status) < 500;
         if (isRefusal) this.refusals.push(`${error.status} ${error.message}`);
       }

@@ -128,9 +128,12 @@ function checkTools(effects: ReadonlyMap<string, number>, history: readonly Item
   return problems;
 }
 
-/** A step that was finished on record is not called again. */
+/** A step that was finished on record is not called again, nor is a response bought that is there. */
 function checkPayments(calls: readonly ModelCall[], steps: readonly StepRecord[]): Problem[] {
-  return calls.flatMap((call) => {
+  return calls.flatMap((call): Problem[] => {
+    if (call.isBoughtAgain) {
+      return [{ breach: "paid twice", detail: `step ${call.step} had a response on record` }];
+    }
     const finishedAt = steps.find((step) => step.number === call.step)?.finishedAt;
     if (!finishedAt || call.arrivedAt <= finishedAt) return [];
     const late = call.arrivedAt.getTime() - finishedAt.getTime();
