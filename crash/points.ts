@@ -42,6 +42,18 @@ function bothSides(
 const workflowTask = "RespondWorkflowTaskCompleted";
 const activity = "RespondActivityTaskCompleted";
 
+/** Once Temporal knows, it hands the worker that told it the next workflow task. */
+function knownToTemporal(scenario: Scenario, what: string, nth = 1): MatrixPoint[] {
+  return [
+    point(scenario, "call", activity, `before Temporal knows of ${what}`, { nth }),
+    point(scenario, "call", activity, `after Temporal knows of ${what}`, {
+      side: "after",
+      nth,
+      inside: "workflow task",
+    }),
+  ];
+}
+
 /** In the order of a turn: first those of a turn of one call, then what tools add to it. */
 export const points: readonly MatrixPoint[] = [
   ...bothSides("answer", "statement", "admission", "the admission", admission),
@@ -59,14 +71,14 @@ export const points: readonly MatrixPoint[] = [
   point("answer", "model", "mid-stream", "mid-stream"),
   ...bothSides("answer", "statement", "flush", "a later write of events", { nth: 2 }),
   ...bothSides("answer", "statement", "ending of the turn", "the ending transaction"),
-  ...bothSides("answer", "call", activity, "Temporal knows of the ending"),
+  ...knownToTemporal("answer", "the ending"),
   point("answer", "call", workflowTask, "inside the last workflow task", {
     inside: "workflow task",
     nth: 2,
   }),
   point("answer", "call", workflowTask, "after the last workflow task", { side: "after", nth: 2 }),
   ...bothSides("tools", "statement", "ending of a model step", "the ending of the model step"),
-  ...bothSides("tools", "call", activity, "Temporal knows of the model step"),
+  ...knownToTemporal("tools", "the model step"),
   point("tools", "call", workflowTask, "inside the workflow task that starts tools", {
     inside: "workflow task",
     nth: 2,
@@ -77,7 +89,7 @@ export const points: readonly MatrixPoint[] = [
   point("tools", "tool", "start of look_up", "repeatable tool start"),
   point("tools", "tool", "end of look_up", "repeatable tool end"),
   ...bothSides("tools", "statement", "ending of a tool step", "the ending of a tool step"),
-  ...bothSides("tools", "call", activity, "Temporal knows of a tool", { nth: 2 }),
+  ...knownToTemporal("tools", "a tool", 2),
   point("tools", "model", "mid-stream", "mid-stream after tools", { nth: 2 }),
   ...bothSides("tools", "statement", "ending of the turn", "the ending transaction after tools"),
 ];

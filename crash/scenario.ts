@@ -37,9 +37,10 @@ function stepOf(request: SimulatedRequest): number {
 
 /** Whether one of these responses can be fetched, because its id is on record with its step. */
 async function isOnRecord(database: Database, bought: readonly BilledCall[]): Promise<boolean> {
-  const rows = await database.query("SELECT FROM steps WHERE response_id = ANY($1)", [
-    bought.map((billed) => billed.responseId),
-  ]);
+  const ids = bought.map((billed) => billed.responseId);
+  const find = () => database.query("SELECT FROM steps WHERE response_id = ANY($1)", [ids]);
+  // A connection that was idle while the server went away fails once.
+  const rows = await find().catch(find);
   return rows.length > 0;
 }
 
