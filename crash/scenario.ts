@@ -1,5 +1,5 @@
 import { always, calls, text } from "../src/simulator/server.ts";
-import type { BilledCall, SimulatedRequest } from "../src/simulator/server.ts";
+import type { AnswerOptions, BilledCall, SimulatedRequest } from "../src/simulator/server.ts";
 import type { Database } from "../src/store/database.ts";
 import type { Lane } from "./lane.ts";
 import type { Random } from "./random.ts";
@@ -29,10 +29,25 @@ export function expectedText(scenario: Scenario): string {
   return (scenario === "tools" ? announcement : "") + deltas.join("");
 }
 
-function stepOf(request: SimulatedRequest): number {
+/** The number of the step that calls the model with these items. */
+export function stepOf(request: SimulatedRequest): number {
   return request.items.some((item) => item.type === "function_call_output")
     ? answerStepAfterTools
     : 1;
+}
+
+/** What the model answers, however often it is called. */
+export function answerOf(scenario: Scenario, step: number, options: AnswerOptions = {}) {
+  const paced = { deltaDelayMs, ...options };
+  if (scenario === "answer" || step !== 1) return text("", { deltas, ...paced });
+  const order = JSON.stringify({ order: "A1" });
+  return calls(
+    [
+      { name: "charge", arguments: order },
+      { name: "look_up", arguments: order },
+    ],
+    { text: announcement, ...paced },
+  );
 }
 
 /** Whether one of these responses can be fetched, because its id is on record with its step. */
@@ -81,14 +96,7 @@ export function scriptModel(
         gateAt(0, "first event", process),
         gateAt(asksForTools ? 2 : middle, "mid-stream", process),
       ];
-      if (!asksForTools) return text("", { deltas, deltaDelayMs, pauseAfter });
-      return calls(
-        [
-          { name: "charge", arguments: { order: "A1" } },
-          { name: "look_up", arguments: { order: "A1" } },
-        ],
-        { text: announcement, deltaDelayMs, pauseAfter },
-      );
+      return answerOf(scenario, step, { pauseAfter });
     }),
   );
   return seen;

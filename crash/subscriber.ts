@@ -5,7 +5,7 @@ import type { NumberedEvent } from "../src/turn/events.ts";
 
 const reconnectAfterMs = 100;
 /** A stream without any event for this long is given up for another gateway. */
-const silenceMs = 4_000;
+const defaultSilenceMs = 4_000;
 
 export interface Asked {
   /** The agent. */
@@ -27,12 +27,14 @@ export class Subscriber {
   lastError: unknown = null;
   readonly #urls: readonly string[];
   readonly #asked: Asked;
+  readonly #silenceMs: number;
   readonly #idempotencyKey = crypto.randomUUID();
   #current = new AbortController();
 
-  constructor(urls: readonly string[], asked: Asked) {
+  constructor(urls: readonly string[], asked: Asked, silenceMs = defaultSilenceMs) {
     this.#urls = urls;
     this.#asked = asked;
+    this.#silenceMs = silenceMs;
   }
 
   /** The gateway that it is connected to. */
@@ -67,7 +69,7 @@ export class Subscriber {
     this.#current = new AbortController();
     const options = { signal: AbortSignal.any([signal, this.#current.signal]) };
     const giveUp = () => this.#current.abort();
-    const silence = setTimeout(giveUp, silenceMs);
+    const silence = setTimeout(giveUp, this.#silenceMs);
     try {
       const stream = await this.#open(client, options);
       for await (const event of stream) {

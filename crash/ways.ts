@@ -16,7 +16,7 @@ export interface Scene {
   held: Held;
   /** The worker or the gateway that is meant; of a server's own ways it is of no interest. */
   process: LaneProcess;
-  subscriber: Subscriber;
+  subscriber: Pick<Subscriber, "disconnect">;
 }
 
 /** One way in which one kind of process fails. */
