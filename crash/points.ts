@@ -59,6 +59,10 @@ export const points: readonly MatrixPoint[] = [
   ...bothSides("answer", "statement", "admission", "the admission", admission),
   point("answer", "call", "StartWorkflowExecution", "before the start", admission),
   point("answer", "call", "StartWorkflowExecution", "after the start", { side: "after" }),
+  ...bothSides("answer", "statement", "notification", "the offer to a worker", {
+    ...admission,
+    by: "gateway",
+  }),
   point("answer", "call", workflowTask, "inside the first workflow task", {
     inside: "workflow task",
   }),
@@ -67,7 +71,9 @@ export const points: readonly MatrixPoint[] = [
   point("answer", "model", "model call", "model call sent"),
   point("answer", "model", "first event", "first event"),
   ...bothSides("answer", "statement", "flush", "the first write of events"),
-  ...bothSides("answer", "statement", "notification", "a notification"),
+  ...bothSides("answer", "statement", "notification", "a notification of events", {
+    by: "worker",
+  }),
   point("answer", "model", "mid-stream", "mid-stream"),
   ...bothSides("answer", "statement", "flush", "a later write of events", { nth: 2 }),
   ...bothSides("answer", "statement", "ending of the turn", "the ending transaction"),
@@ -90,6 +96,9 @@ export const points: readonly MatrixPoint[] = [
   point("tools", "tool", "end of look_up", "repeatable tool end"),
   ...bothSides("tools", "statement", "ending of a tool step", "the ending of a tool step"),
   ...knownToTemporal("tools", "a tool", 2),
+  ...bothSides("tools", "statement", "claim of a model step", "the claim of a later model step", {
+    nth: 2,
+  }),
   point("tools", "model", "mid-stream", "mid-stream after tools", { nth: 2 }),
   ...bothSides("tools", "statement", "ending of the turn", "the ending transaction after tools"),
 ];

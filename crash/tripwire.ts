@@ -13,6 +13,8 @@ export interface Point {
   what: string;
   side: "before" | "after";
   nth: number;
+  /** Only where one of these does it. */
+  by?: "worker" | "gateway";
 }
 
 /** A moment that was waited for, and is held. */
@@ -65,6 +67,7 @@ export class Tripwire {
     if (armed === null) return;
     const { point } = armed;
     if (point.what !== moment.what || point.side !== moment.side) return;
+    if (point.by !== undefined && !moment.process.startsWith(point.by)) return;
     armed.seen += 1;
     if (armed.seen < point.nth) return;
     this.#armed = null;
