@@ -1,14 +1,16 @@
 import { setTimeout as delay } from "node:timers/promises";
 import { readTurnOfWorkflow } from "../src/store/turns.ts";
-import { isTerminal } from "../src/turn/turn.ts";
+import { isTerminalEvent } from "../src/turn/events.ts";
 import type { Turn } from "../src/turn/turn.ts";
 import type { Cell } from "./cells.ts";
 import type { Lane } from "./lane.ts";
 import type { LaneProcess } from "./laneProcess.ts";
+import type { MatrixPoint } from "./points.ts";
 import { describeWorkflow, untilQuiet } from "./quiet.ts";
 import { pick, randomOf } from "./random.ts";
 import type { Random } from "./random.ts";
 import { expectedText, scriptModel } from "./scenario.ts";
+import type { ModelCall } from "./scenario.ts";
 import { Subscriber } from "./subscriber.ts";
 import type { Held, Moment } from "./tripwire.ts";
 import { judge } from "./verdict.ts";
@@ -33,21 +35,19 @@ const reachWithinMs = 60_000;
 const endWithinMs = 60_000;
 const quietWithinMs = 40_000;
 
+/** A result of which nothing is known yet. */
+export function noResult(cell: Cell): CellResult {
+  return { cell, problems: [], resumeMs: null, recoverMs: null, wasted: 0, connections: 0 };
+}
+
 /** Runs one turn and strikes at the cell's point; the lane is quiet before and after. */
 export async function runCell(lane: Lane, cell: Cell, seed: number): Promise<CellResult> {
-  const { point, way, policy } = cell;
+  const { point, policy } = cell;
   const random = randomOf(seed, cell.name);
   lane.simulator.reset();
   lane.effects.reset();
   const calls = scriptModel(lane, point.scenario, random);
-  const result: CellResult = {
-    cell,
-    problems: [],
-    resumeMs: null,
-    recoverMs: null,
-    wasted: 0,
-    connections: 0,
-  };
+  const result = noResult(cell);
   const subscriber = new Subscriber(
     lane.gateways.map((gateway) => gateway.url),
     { model: policy, input: point.scenario },
@@ -59,62 +59,84 @@ export async function runCell(lane: Lane, cell: Cell, seed: number): Promise<Cel
   const held = await within(reached, reachWithinMs);
   lane.tripwire.disarm();
   const struckAt = new Date();
-  let struck: Promise<string | null> = Promise.resolve(null);
-  if (held === null) result.problems.push({ breach: "other", detail: "the point was not reached" });
-  else {
-    const process = victimOf(lane, cell, held, subscriber, random);
-    lane.tripwire.onMoment = (moment) => {
-      if (isProgress(moment) && moment.process !== process.name) {
-        result.resumeMs ??= Date.now() - struckAt.getTime();
-      }
-    };
-    struck = way
-      .strike({ lane, point, held, subscriber, process })
-      .catch((error: unknown) => `the harness failed: ${String(error)}`);
-  }
-  const last = await within(followed, endWithinMs);
+  const struck =
+    held === null
+      ? Promise.resolve("the point was not reached")
+      : strike(lane, result, held, subscriber, random);
+  await within(followed, endWithinMs);
   over.abort();
   const complaint = await struck;
+  lane.tripwire.onMoment = () => {};
   if (complaint !== null) result.problems.push({ breach: "other", detail: complaint });
   result.connections = subscriber.connections;
+  result.wasted = calls.length - new Set(calls.map((call) => call.step)).size;
+  await examine(lane, result, subscriber, calls);
+  if (subscriber.turnId !== null) {
+    result.recoverMs = await recovery(lane, subscriber.turnId, struckAt);
+  }
+  return result;
+}
+
+/** Strikes, and notes when another process goes on with what the victim had under way. */
+function strike(
+  lane: Lane,
+  result: CellResult,
+  held: Held,
+  subscriber: Subscriber,
+  random: Random,
+): Promise<string | null> {
+  const { point, way } = result.cell;
+  const process = victimOf(lane, result.cell, held, subscriber, random);
+  const struckAt = performance.now();
+  lane.tripwire.onMoment = (moment) => {
+    if (moment.process === process.name || !isProgress(moment, point)) return;
+    result.resumeMs ??= performance.now() - struckAt;
+  };
+  return way
+    .strike({ lane, point, held, subscriber, process })
+    .catch((error: unknown) => `the harness failed: ${String(error)}`);
+}
+
+/** Waits until nothing goes on any more, and holds the turn against everything that must hold of it. */
+async function examine(
+  lane: Lane,
+  { cell, problems }: CellResult,
+  subscriber: Subscriber,
+  calls: readonly ModelCall[],
+): Promise<void> {
   const { turnId } = subscriber;
-  if (last === null || turnId === null) {
-    result.problems.push({
-      breach: "lost",
-      detail: `the turn ${turnId} did not end: ${String(subscriber.lastError)}`,
-    });
-    return result;
+  const hasEnded = isTerminalEvent(subscriber.events.at(-1)?.type ?? "");
+  if (turnId === null || !hasEnded) {
+    const detail = `the turn ${turnId} did not end: ${String(subscriber.lastError)}`;
+    problems.push({ breach: "lost", detail });
+    return;
   }
   const left = await untilQuiet(lane, [turnId], quietWithinMs);
-  if (left.length > 0) result.problems.push({ breach: "left behind", detail: left.join(", ") });
-  const turn = (await readTurnOfWorkflow(lane.database, turnId)) as Turn;
-  result.problems.push(
+  if (left.length > 0) problems.push({ breach: "left behind", detail: left.join(", ") });
+  problems.push(
     ...subscriber.refusals.map((detail): Problem => ({ breach: "other", detail })),
     ...(await judge({
       database: lane.database,
-      turn,
-      expected: { text: expectedText(point.scenario), statuses: statusesAfter(cell) },
+      turn: (await readTurnOfWorkflow(lane.database, turnId)) as Turn,
+      expected: { text: expectedText(cell.point.scenario), statuses: statusesAfter(cell) },
       seen: subscriber.events,
       calls,
       bill: lane.simulator.bill,
       effects: lane.effects.counts,
     })),
   );
-  result.recoverMs = await recovery(lane, turn, struckAt);
-  result.wasted = calls.length - new Set(calls.map((call) => call.step)).size;
-  return result;
 }
 
-const progress: ReadonlySet<string> = new Set([
+const takeovers: ReadonlySet<string> = new Set([
   "claim of a model step",
   "claim of a tool step",
   "RespondActivityTaskCompleted",
-  "RespondWorkflowTaskCompleted",
 ]);
 
-/** What a process does that takes over, or goes on, where another one has died. */
-function isProgress({ what, side }: Moment): boolean {
-  return side === "after" && progress.has(what);
+/** What a process does that takes an activity or a workflow task over. */
+function isProgress({ what, side }: Moment, { inside }: MatrixPoint): boolean {
+  if (side === "before") return false;
+  return inside === "activity" ? takeovers.has(what) : what === "RespondWorkflowTaskCompleted";
 }
 
 /** Whose connection or stream it is that is held; else one that could be meant as well. */
@@ -141,10 +163,11 @@ function statusesAfter({ point, way }: Cell): Turn["status"][] {
   return point.at === "model" || point.at === "tool" ? ["failed"] : ["failed", "completed"];
 }
 
-async function recovery(lane: Lane, turn: Turn, struckAt: Date): Promise<number | null> {
-  if (!isTerminal(turn.status) || turn.endedAt === null) return null;
+async function recovery(lane: Lane, turnId: string, struckAt: Date): Promise<number | null> {
+  const turn = await readTurnOfWorkflow(lane.database, turnId);
+  if (turn === null || turn.endedAt === null) return null;
   if (turn.endedAt > struckAt) return turn.endedAt.getTime() - struckAt.getTime();
-  const closedAt = (await describeWorkflow(lane, turn.id))?.closeTime;
+  const closedAt = (await describeWorkflow(lane, turnId))?.closeTime;
   return closedAt === undefined ? null : Math.max(0, closedAt.getTime() - struckAt.getTime());
 }
 

@@ -1,7 +1,7 @@
 import { mkdir, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
-import { runCell } from "./cell.ts";
+import { noResult, runCell } from "./cell.ts";
 import type { CellResult } from "./cell.ts";
 import type { Cell } from "./cells.ts";
 import { Lane } from "./lane.ts";
@@ -48,12 +48,8 @@ async function orHang(running: Promise<CellResult>, cell: Cell): Promise<CellRes
   const hung = delay(hangMs, null, { signal: controller.signal });
   hung.catch(() => {});
   const broken = (detail: string): CellResult => ({
-    cell,
+    ...noResult(cell),
     problems: [{ breach: "other", detail }],
-    resumeMs: null,
-    recoverMs: null,
-    wasted: 0,
-    connections: 0,
   });
   try {
     return (await Promise.race([running, hung])) ?? broken("the harness hung");

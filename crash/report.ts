@@ -27,7 +27,7 @@ export function seconds(ms: number | null): string {
 /** A table in Markdown, whose columns are as wide as they must be. */
 export function table(rows: readonly (readonly string[])[]): string {
   const widths = (rows[0] ?? []).map((_, at) =>
-    Math.max(3, ...rows.map((row) => [...(row[at] ?? "")].length)),
+    Math.max(3, ...rows.map((row) => (row[at] ?? "").length)),
   );
   const line = (row: readonly string[]): string =>
     `| ${row.map((value, at) => value.padEnd(widths[at] ?? 0)).join(" | ")} |`;

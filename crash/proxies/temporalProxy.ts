@@ -47,7 +47,7 @@ export function openTemporalDoor(
     relay(stream, headers, upstream, process, tripwire).catch(() => stream.session?.destroy());
   });
   server.on("error", () => {});
-  return makeDoor(server as never);
+  return makeDoor(server);
 }
 
 async function relay(
