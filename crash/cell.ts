@@ -30,6 +30,8 @@ export interface CellResult {
   connections: number;
 }
 
+/** Whether some points are reached depends on how fast the machine is: those may be tried again. */
+const notReached = "the point was not reached";
 const reachWithinMs = 60_000;
 /** A turn that has not ended by then is lost. */
 const endWithinMs = 60_000;
@@ -40,8 +42,19 @@ export function noResult(cell: Cell): CellResult {
   return { cell, problems: [], resumeMs: null, recoverMs: null, wasted: 0, connections: 0 };
 }
 
+const maxTries = 3;
+
 /** Runs one turn and strikes at the cell's point; the lane is quiet before and after. */
 export async function runCell(lane: Lane, cell: Cell, seed: number): Promise<CellResult> {
+  for (let tries = 1; ; tries++) {
+    const result = await tryCell(lane, cell, seed);
+    const [problem, ...others] = result.problems;
+    const isMissed = problem?.detail === notReached && others.length === 0;
+    if (!isMissed || tries === maxTries) return result;
+  }
+}
+
+async function tryCell(lane: Lane, cell: Cell, seed: number): Promise<CellResult> {
   const { point, policy } = cell;
   const random = randomOf(seed, cell.name);
   lane.simulator.reset();
@@ -56,13 +69,13 @@ export async function runCell(lane: Lane, cell: Cell, seed: number): Promise<Cel
   const reached = lane.tripwire.arm(point);
   const followed = subscriber.follow(over.signal);
   followed.catch(() => {});
-  const held = await within(reached, reachWithinMs);
+  // A turn that has ended without coming by will not come any more.
+  const ended = followed.then(() => null);
+  const held = await within(Promise.race([reached, ended]), reachWithinMs);
   lane.tripwire.disarm();
   const struckAt = new Date();
   const struck =
-    held === null
-      ? Promise.resolve("the point was not reached")
-      : strike(lane, result, held, subscriber, random);
+    held === null ? Promise.resolve(notReached) : strike(lane, result, held, subscriber, random);
   await within(followed, endWithinMs);
   over.abort();
   const complaint = await struck;

@@ -8,7 +8,7 @@ import type { Random } from "./random.ts";
 export type Scenario = "answer" | "tools";
 
 const announcement = "Let me charge that and look it up. ";
-const deltas = Array.from({ length: 20 }, (_, at) => `word${at} `);
+const deltas = Array.from({ length: 30 }, (_, at) => `word${at} `);
 /** Between deltas: enough for several writes of events in one answer. */
 const deltaDelayMs = 15;
 /** The number of the step that answers in the scenario with tools. */
