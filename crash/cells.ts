@@ -16,7 +16,7 @@ export interface Cell {
   way: Way;
 }
 
-/** A turn can be terminated by hand only where Temporal has it. */
+/** A turn can be terminated by hand only where Temporal has it, and runs it. */
 function isPossible(point: MatrixPoint, way: Way): boolean {
   return way.victim !== "workflow" || point.hasWorkflow;
 }
@@ -37,23 +37,43 @@ export function allCells(policies: readonly Policy[]): Cell[] {
   );
 }
 
+/** The way whose recovery has a bar. */
+export function isWorkerKill({ way }: Cell): boolean {
+  return way.victim === "worker" && way.way === "kill -9";
+}
+
 /**
- * As many cells as are asked for, in a random order, spread over the matrix: every point, victim and
+ * As many cells as are asked for, in a random order, spread over the matrix: every policy, point and
  * way comes up before any comes up again much more often.
+ *
+ * @param isFirst cells that come before all others.
  */
-export function drawCells(cells: readonly Cell[], count: number, seed: number): Cell[] {
+export function drawCells(
+  cells: readonly Cell[],
+  count: number,
+  seed: number,
+  isFirst: (cell: Cell) => boolean = () => false,
+): Cell[] {
   const drawn: Cell[] = [];
   const uses = new Map<unknown, number>();
   let left = shuffle(randomOf(seed, "order"), cells);
-  const weight = ({ policy, point, way }: Cell): number =>
-    [policy, point, way].reduce<number>((sum, part) => sum + (uses.get(part) ?? 0) ** 2, 0);
+  const weigh = (cell: Cell): number => {
+    const { policy, point, way } = cell;
+    const spread = [policy, point, way].reduce<number>(
+      (sum, part) => sum + (uses.get(part) ?? 0) ** 2,
+      0,
+    );
+    return isFirst(cell) ? -1 / (1 + spread) : spread;
+  };
   while (drawn.length < count && left.length > 0) {
-    const next = left.reduce((best, cell) => (weight(cell) < weight(best) ? cell : best));
+    const weights = new Map(left.map((cell) => [cell, weigh(cell)]));
+    const least = Math.min(...weights.values());
+    const next = left.find((cell) => weights.get(cell) === least) as Cell;
     drawn.push(next);
     left = left.filter((cell) => cell !== next);
     for (const part of [next.policy, next.point, next.way]) {
       uses.set(part, (uses.get(part) ?? 0) + 1);
     }
   }
-  return drawn;
+  return shuffle(randomOf(seed, "sequence"), drawn);
 }

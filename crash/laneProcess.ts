@@ -4,6 +4,7 @@ import type { WorkerProcess, WorkerProcessOptions } from "../test/setup/workerPr
 import type { Door } from "./proxies/doors.ts";
 
 const restartAfterMs = 250;
+const readyWithinMs = 120_000;
 
 export interface LaneProcessOptions {
   /** Such as `worker-1`. */
@@ -24,6 +25,8 @@ export class LaneProcess {
   readonly #start: WorkerProcessOptions;
   #current: WorkerProcess | null = null;
   #started = Promise.withResolvers<WorkerProcess>();
+  /** Why it could not be started the last time. */
+  #failure: unknown = null;
   #isClosing = false;
   readonly #supervised: Promise<void>;
 
@@ -36,9 +39,19 @@ export class LaneProcess {
     this.#supervised = this.#supervise();
   }
 
-  /** Resolves when it runs. */
+  /**
+   * Resolves when it runs.
+   *
+   * @throws why it cannot be started, when it does not run within `readyWithinMs`.
+   */
   async ready(): Promise<void> {
-    await this.#started.promise;
+    const controller = new AbortController();
+    const late = delay(readyWithinMs, null, { signal: controller.signal });
+    late.catch(() => {});
+    const started = await Promise.race([this.#started.promise, late]);
+    controller.abort();
+    if (started !== null) return;
+    throw new Error(`${this.name} does not start: ${String(this.#failure)}`);
   }
 
   get pid(): number {
@@ -75,7 +88,10 @@ export class LaneProcess {
 
   async #supervise(): Promise<void> {
     while (!this.#isClosing) {
-      const started = await startWorkerProcess(this.#start).catch(() => null);
+      const started = await startWorkerProcess(this.#start).catch((error: unknown) => {
+        this.#failure = error;
+        return null;
+      });
       if (started !== null) {
         this.#current = started;
         this.#started.resolve(started);

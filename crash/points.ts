@@ -9,11 +9,11 @@ export interface MatrixPoint extends Point {
   at: "statement" | "call" | "model" | "tool";
   /** Whose death is found out by which timeout. */
   inside: "activity" | "workflow task";
-  /** Whether Temporal knows the turn by then. */
+  /** Whether there is a workflow that can be terminated. */
   hasWorkflow: boolean;
 }
 
-const admission: Pick<MatrixPoint, "hasWorkflow"> = { hasWorkflow: false };
+const notStarted: Pick<MatrixPoint, "hasWorkflow"> = { hasWorkflow: false };
 
 function point(
   scenario: Scenario,
@@ -56,11 +56,11 @@ function knownToTemporal(scenario: Scenario, what: string, nth = 1): MatrixPoint
 
 /** In the order of a turn: first those of a turn of one call, then what tools add to it. */
 export const points: readonly MatrixPoint[] = [
-  ...bothSides("answer", "statement", "admission", "the admission", admission),
-  point("answer", "call", "StartWorkflowExecution", "before the start", admission),
+  ...bothSides("answer", "statement", "admission", "the admission", notStarted),
+  point("answer", "call", "StartWorkflowExecution", "before the start", notStarted),
   point("answer", "call", "StartWorkflowExecution", "after the start", { side: "after" }),
   ...bothSides("answer", "statement", "notification", "the offer to a worker", {
-    ...admission,
+    ...notStarted,
     by: "gateway",
   }),
   point("answer", "call", workflowTask, "inside the first workflow task", {
@@ -82,7 +82,11 @@ export const points: readonly MatrixPoint[] = [
     inside: "workflow task",
     nth: 2,
   }),
-  point("answer", "call", workflowTask, "after the last workflow task", { side: "after", nth: 2 }),
+  point("answer", "call", workflowTask, "after the last workflow task", {
+    side: "after",
+    nth: 2,
+    hasWorkflow: false,
+  }),
   ...bothSides("tools", "statement", "ending of a model step", "the ending of the model step"),
   ...knownToTemporal("tools", "the model step"),
   point("tools", "call", workflowTask, "inside the workflow task that starts tools", {

@@ -1,5 +1,6 @@
 import { percentile } from "../bench/measure.ts";
 import type { CellResult } from "./cell.ts";
+import { isWorkerKill } from "./cells.ts";
 import type { Policy } from "./cells.ts";
 import { points } from "./points.ts";
 import type { Breach } from "./verdict.ts";
@@ -88,7 +89,7 @@ function recoveries(results: readonly CellResult[], inside: string): Figure {
 /** What all cells of a policy come to, against the bars. */
 export function totals(results: readonly CellResult[], policy: Policy): Figure[] {
   const of = results.filter((result) => result.cell.policy === policy);
-  const killed = of.filter(({ cell: { way } }) => way.victim === "worker" && way.way === "kill -9");
+  const killed = of.filter(({ cell }) => isWorkerKill(cell));
   const ends = killed.flatMap(({ recoverMs }) => (recoverMs === null ? [] : [recoverMs]));
   const wasted = of.reduce((sum, result) => sum + result.wasted, 0);
   return [

@@ -8,7 +8,7 @@ import { join } from "node:path";
 import { Command, InvalidArgumentError, Option } from "commander";
 import { installTemporal } from "../setup/temporal.mjs";
 import { writeWorkflowBundle } from "../test/setup/workflowBundle.ts";
-import { allCells, drawCells } from "./cells.ts";
+import { allCells, drawCells, isWorkerKill } from "./cells.ts";
 import type { Cell, Policy } from "./cells.ts";
 import type { CellResult } from "./cell.ts";
 import { laneEnvironment } from "./lane.ts";
@@ -17,7 +17,7 @@ import { matrixTable, seconds, totals, totalsTable } from "./report.ts";
 
 interface Options {
   seed: number;
-  kills?: number;
+  kills: number;
   policy: Policy | "both";
   only?: string;
   lanes: number;
@@ -34,7 +34,7 @@ function wholeNumber(text: string): number {
 const options = new Command("npm run crash --")
   .description("Kills processes at every point of a turn and prints what became of the turns.")
   .option("--seed <n>", "order, victims and moments follow from it", wholeNumber, 1)
-  .option("--kills <n>", "so many cells, spread over the matrix; default all", wholeNumber)
+  .option("--kills <n>", "so many cells, spread over the matrix; 0: all", wholeNumber, 240)
   .addOption(
     new Option("--policy <policy>", "durability of the agent")
       .choices(["foreground", "background", "both"])
@@ -51,7 +51,8 @@ function chosenCells(): Cell[] {
   const policies: Policy[] =
     options.policy === "both" ? ["foreground", "background"] : [options.policy];
   const cells = allCells(policies).filter(({ name }) => name.includes(options.only ?? ""));
-  return drawCells(cells, options.kills ?? cells.length, options.seed);
+  const count = options.kills === 0 ? cells.length : options.kills;
+  return drawCells(cells, count, options.seed, isWorkerKill);
 }
 
 function say(line: string): void {
