@@ -5,7 +5,7 @@ import { readTurnOfWorkflow } from "../src/store/turns.ts";
 import type { Lane } from "./lane.ts";
 import { pick } from "./random.ts";
 import type { Random } from "./random.ts";
-import { answerOf, expectedText, stepOf } from "./scenario.ts";
+import { answerOf, expectedText, noteCall } from "./scenario.ts";
 import type { ModelCall, Scenario } from "./scenario.ts";
 import { Subscriber } from "./subscriber.ts";
 import { judge } from "./verdict.ts";
@@ -135,13 +135,10 @@ export class Load {
     return problems.map(({ breach, detail }) => ({ breach, detail: `${turn.id}: ${detail}` }));
   }
 
-  #answer(request: SimulatedRequest) {
+  async #answer(request: SimulatedRequest) {
     const [, scenario = "answer", number = "0"] =
       /(answer|tools) (\d+)/.exec(JSON.stringify(request.items[0])) ?? [];
-    const step = stepOf(request);
-    const { requestId } = request;
-    const call = { step, arrivedAt: new Date(), requestId, isBoughtAgain: false };
-    this.turns[Number(number)]?.calls.push(call);
+    const { step } = await noteCall(this.#lane, this.turns[Number(number)]?.calls ?? [], request);
     const { firstDelayMs, faultShare } = this.#options;
     const answer = answerOf(scenario as Scenario, step, { firstDelayMs });
     if (this.#random() >= faultShare) return answer;

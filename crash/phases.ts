@@ -26,7 +26,10 @@ export interface PhaseResult {
   growth: number | null;
 }
 
-const settleWithinMs = 180_000;
+/** On two loaded cores hundreds of turns that begin at once take minutes. */
+const settleWithinMs = 600_000;
+/** Problems that are said at once; all of them are in the end. */
+const maxSaid = 10;
 const quietWithinMs = 60_000;
 
 interface Work {
@@ -55,6 +58,7 @@ async function phase(
   const { problems, ...accounts } = await load.account();
   if (left.length > 0) problems.push({ breach: "left behind", detail: left.join(", ") });
   say(`${name}: ${problems.length} problems`);
+  for (const { breach, detail } of problems.slice(0, maxSaid)) say(`  ${breach}: ${detail}`);
   return {
     name,
     ...accounts,

@@ -7,6 +7,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { Command, InvalidArgumentError, Option } from "commander";
 import { installTemporal } from "../setup/temporal.mjs";
+import { endWithChildren } from "./endWithChildren.ts";
 import { writeWorkflowBundle } from "../test/setup/workflowBundle.ts";
 import { allCells, drawCells, isWorkerKill } from "./cells.ts";
 import type { Cell, Policy } from "./cells.ts";
@@ -79,6 +80,7 @@ function sayHowToRerun(broken: readonly CellResult[], logFolder: string): void {
   if (broken.length > 0) say(`\nLogs: ${logFolder}`);
 }
 
+endWithChildren();
 const cells = chosenCells();
 if (options.list) {
   for (const { name } of cells) console.log(name);

@@ -17,10 +17,9 @@ const answerStepAfterTools = 4;
 /** A call as it came to the model. */
 export interface ModelCall {
   step: number;
-  arrivedAt: Date;
   /** To find it on the bill. */
   requestId: string;
-  /** A response that an earlier call of the step had bought was on record when this one came. */
+  /** What an earlier call of the step had bought was on record when this one came. */
   isBoughtAgain: boolean;
 }
 
@@ -50,13 +49,38 @@ export function answerOf(scenario: Scenario, step: number, options: AnswerOption
   );
 }
 
-/** Whether one of these responses can be fetched, because its id is on record with its step. */
-async function isOnRecord(database: Database, bought: readonly BilledCall[]): Promise<boolean> {
-  const ids = bought.map((billed) => billed.responseId);
-  const find = () => database.query("SELECT FROM steps WHERE response_id = ANY($1)", [ids]);
+/**
+ * Whether a call buys what there is: an earlier one of the step was used on record, or its response can
+ * be fetched because its id is on record with the step.
+ */
+async function isOnRecord(database: Database, earlier: readonly BilledCall[]): Promise<boolean> {
+  const find = () =>
+    database.query(
+      `SELECT FROM steps WHERE response_id = ANY($1)
+       UNION ALL SELECT FROM model_calls WHERE outcome = 'used' AND response_id = ANY($1)`,
+      [earlier.map((billed) => billed.responseId)],
+    );
   // A connection that was idle while the server went away fails once.
   const rows = await find().catch(find);
   return rows.length > 0;
+}
+
+/** Notes a call, and whether it is bought again. */
+export async function noteCall(
+  { simulator, database }: Pick<Lane, "simulator" | "database">,
+  calls: ModelCall[],
+  request: SimulatedRequest,
+): Promise<ModelCall> {
+  const step = stepOf(request);
+  const { requestId } = request;
+  const call = { step, requestId, isBoughtAgain: false };
+  const earlier = calls.filter((other) => other.step === step).map((other) => other.requestId);
+  calls.push(call);
+  if (earlier.length > 0) {
+    const bought = simulator.bill.filter((billed) => earlier.includes(billed.requestId));
+    call.isBoughtAgain = await isOnRecord(database, bought);
+  }
+  return call;
 }
 
 /**
@@ -66,10 +90,11 @@ async function isOnRecord(database: Database, bought: readonly BilledCall[]): Pr
  * @returns the calls, as they come.
  */
 export function scriptModel(
-  { simulator, tripwire, database }: Pick<Lane, "simulator" | "tripwire" | "database">,
+  lane: Pick<Lane, "simulator" | "tripwire" | "database">,
   scenario: Scenario,
   random: Random,
 ): ModelCall[] {
+  const { simulator, tripwire } = lane;
   const seen: ModelCall[] = [];
   const middle = 2 + Math.floor(random() * (deltas.length - 3));
   const gateAt = (at: number | "headers", what: string, process: string) => ({
@@ -80,15 +105,7 @@ export function scriptModel(
   });
   simulator.script(
     always(async (request) => {
-      const step = stepOf(request);
-      const { requestId } = request;
-      const call = { step, arrivedAt: new Date(), requestId, isBoughtAgain: false };
-      const earlier = seen.filter((other) => other.step === step).map((other) => other.requestId);
-      seen.push(call);
-      if (earlier.length > 0) {
-        const bought = simulator.bill.filter((billed) => earlier.includes(billed.requestId));
-        call.isBoughtAgain = await isOnRecord(database, bought);
-      }
+      const { step } = await noteCall(lane, seen, request);
       const process = String(request.headers["authorization"]).replace("Bearer ", "");
       const asksForTools = scenario === "tools" && step === 1;
       const pauseAfter = [

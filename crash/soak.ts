@@ -7,6 +7,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { Command, InvalidArgumentError } from "commander";
 import { installTemporal } from "../setup/temporal.mjs";
+import { endWithChildren } from "./endWithChildren.ts";
 import { writeWorkflowBundle } from "../test/setup/workflowBundle.ts";
 import { Lane, laneEnvironment } from "./lane.ts";
 import { outage, slowProvider, soak } from "./phases.ts";
@@ -33,7 +34,7 @@ function amount(text: string): number {
 const options = new Command("npm run soak --")
   .description("Outages, a slow provider, and steady work with random faults.")
   .option("--minutes <n>", "of steady work", amount, 10)
-  .option("--rate <n>", "turns begun a second", amount, 2)
+  .option("--rate <n>", "turns begun a second", amount, 1)
   .option("--seed <n>", "kinds, victims and times of faults follow from it", amount, 1)
   .option("--outage-seconds <n>", "each of PostgreSQL and Temporal", amount, 60)
   .option("--waiting <n>", "turns that wait for a slow provider at a time", amount, 500)
@@ -111,6 +112,7 @@ function tableOf(results: readonly PhaseResult[]): string {
   return table([head, ...rows]);
 }
 
+endWithChildren();
 const folder = await mkdtemp(join(tmpdir(), "turnkeeper-soak-"));
 const workflowBundle = join(folder, "workflows.js");
 await writeWorkflowBundle(workflowBundle);

@@ -11,7 +11,7 @@ import { writeWorkflowBundle } from "../setup/workflowBundle.ts";
 
 const seed = 1;
 const lanes = 3;
-const hangGuardMs = 300_000;
+const hangGuardMs = 900_000;
 
 describeWith(["postgres", "temporal"], "the crash matrix in short", () => {
   test(

@@ -75,7 +75,13 @@ export async function startPostgres(options: PostgresOptions = {}): Promise<Post
   };
   const signalAll = async (signal: NodeJS.Signals): Promise<void> => {
     if (server === undefined) return;
-    for (const pid of [server.pid, ...(await childrenOf(server.pid))]) process.kill(pid, signal);
+    for (const pid of [server.pid, ...(await childrenOf(server.pid))]) {
+      try {
+        process.kill(pid, signal);
+      } catch {
+        continue; // a backend that has ended meanwhile
+      }
+    }
   };
   await start();
   return {
