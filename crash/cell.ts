@@ -33,6 +33,7 @@ export interface CellResult {
 /** Whether some points are reached depends on how fast the machine is: those may be tried again. */
 const notReached = "the point was not reached";
 const reachWithinMs = 60_000;
+const afterEndMs = 10_000;
 /** A turn that has not ended by then is lost. */
 const endWithinMs = 60_000;
 const quietWithinMs = 40_000;
@@ -69,8 +70,8 @@ async function tryCell(lane: Lane, cell: Cell, seed: number): Promise<CellResult
   const reached = lane.tripwire.arm(point);
   const followed = subscriber.follow(over.signal);
   followed.catch(() => {});
-  // A turn that has ended without coming by will not come any more.
-  const ended = followed.then(() => null);
+  // What comes behind a turn's end comes soon.
+  const ended = followed.then(() => delay(afterEndMs, null));
   const held = await within(Promise.race([reached, ended]), reachWithinMs);
   lane.tripwire.disarm();
   const struckAt = new Date();

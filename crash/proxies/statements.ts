@@ -2,12 +2,12 @@
  * What Turnkeeper's statements are, told from their SQL. A transaction is what its statements make
  * it; its moment is its COMMIT.
  */
-const marks: readonly [mark: string, what: string][] = [
+export const marks: readonly [mark: string, what: string][] = [
   ["INSERT INTO turns (", "admission"],
   ["INSERT INTO steps AS mine", "claim"],
   ["INSERT INTO model_calls", "call opened"],
   ["UPDATE steps SET state = 'finished'", "step ending"],
-  ["INSERT INTO steps (turn_id, number, kind, name, call, state)", "calls scheduled"],
+  ["'tool', name, call, 'scheduled'", "calls scheduled"],
   ["ended_at = $7", "turn ending"],
   ["WITH incoming AS", "flush"],
   ["pg_notify", "notification"],
