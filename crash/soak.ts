@@ -9,7 +9,7 @@ import { Command, InvalidArgumentError } from "commander";
 import { installTemporal } from "../setup/temporal.mjs";
 import { endWithChildren } from "./endWithChildren.ts";
 import { writeWorkflowBundle } from "../test/setup/workflowBundle.ts";
-import { Lane, laneEnvironment } from "./lane.ts";
+import { Lane } from "./lane.ts";
 import { outage, slowProvider, soak } from "./phases.ts";
 import type { PhaseResult } from "./phases.ts";
 import { randomOf } from "./random.ts";
@@ -121,7 +121,6 @@ const lane = await Lane.open({
   workflowBundle,
   workers: 3,
   gateways: 2,
-  environment: laneEnvironment,
 });
 const results = await runPhases(lane);
 await lane.close();
