@@ -18,7 +18,7 @@ function mayImport(folder, allowed) {
     comment: `src/${folder} imports, of ours, only ${["itself", ...allowed].join(", ")}`,
     severity: "error",
     from: { path: `^src/${folder}(/|\\.ts$)` },
-    to: { path: "^(src|test|bench|setup)/", pathNot: `^src/(${targets.join("|")})` },
+    to: { path: "^(src|test|bench|crash|setup)/", pathNot: `^src/(${targets.join("|")})` },
   };
 }
 
@@ -75,7 +75,7 @@ export default {
       name: "product-without-tests",
       severity: "error",
       from: { path: "^(src|setup)/" },
-      to: { path: "^(test|bench)/" },
+      to: { path: "^(test|bench|crash)/" },
     },
     {
       name: "setup-stands-alone",

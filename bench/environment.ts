@@ -110,7 +110,7 @@ async function cpuMsOf(pid: number): Promise<number> {
   return (Number(fields[userField]) + Number(fields[systemField])) * tickMs;
 }
 
-async function residentMbOf(pid: number): Promise<number> {
+export async function residentMbOf(pid: number): Promise<number> {
   const status = await readFile(`/proc/${pid}/status`, "utf8");
   const kilobytes = Number(/VmRSS:\s+(\d+)/.exec(status)?.[1]);
   return kilobytes / 1024;

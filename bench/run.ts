@@ -2,13 +2,11 @@
  * Prints one table: what a turn costs beside a bare SDK call and a bare one-activity workflow, in
  * the same run on the same machine, with a model that answers at once. See docs/performance.md.
  */
-import { mkdtemp, rm, writeFile } from "node:fs/promises";
+import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { setTimeout as delay } from "node:timers/promises";
 import { join } from "node:path";
-import { fileURLToPath } from "node:url";
 import { WorkflowNotFoundError } from "@temporalio/client";
-import { bundleWorkflowCode } from "@temporalio/worker";
 import OpenAI from "openai";
 import { pino } from "pino";
 import { Turnkeeper } from "../src/client.ts";
@@ -18,7 +16,8 @@ import { migrate } from "../src/store/migrate.ts";
 import { openPostgres } from "../src/store/postgres.ts";
 import { connectNatively } from "../src/temporal.ts";
 import { defineAgent } from "../src/turn/agent.ts";
-import { createWorker, preloadModules } from "../src/worker.ts";
+import { createWorker } from "../src/worker.ts";
+import { writeWorkflowBundle } from "../test/setup/workflowBundle.ts";
 import { createBareWorker } from "./bare/worker.ts";
 import { measureCancels, startByClient, startOverHttp } from "./cancels.ts";
 import type { RunningTurn } from "./cancels.ts";
@@ -49,12 +48,7 @@ const ratio = (value: number, base: number): string => `${(value / base).toFixed
 const log = pino({ level: "error" }, pino.destination(2));
 const folder = await mkdtemp(join(tmpdir(), "turnkeeper-bench-"));
 const workflowBundle = join(folder, "workflows.js");
-const { code } = await bundleWorkflowCode({
-  workflowsPath: fileURLToPath(new URL("../src/workflows/index.ts", import.meta.url)),
-  preloadModules,
-  logger: { trace() {}, debug() {}, info() {}, warn() {}, error() {}, log() {} },
-});
-await writeFile(workflowBundle, code);
+await writeWorkflowBundle(workflowBundle);
 
 const environment = await startEnvironment();
 const databaseUrl = environment.postgres.url();

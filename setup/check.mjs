@@ -13,7 +13,7 @@ const maxOutputBytes = 64 * 1024 * 1024; // a JSON report of all imports
 
 const checkout = fileURLToPath(new URL("..", import.meta.url));
 const programs = join(checkout, "node_modules", ".bin");
-const folders = ["src", "setup", "test", "bench"].filter((name) =>
+const folders = ["src", "setup", "test", "bench", "crash"].filter((name) =>
   existsSync(join(checkout, name)),
 );
 

@@ -7,6 +7,8 @@ import { cancelTurn } from "../src/store/cancels.ts";
 import { endTurn } from "../src/store/endings.ts";
 import { openPostgres } from "../src/store/postgres.ts";
 import type { PostgresSettings } from "../src/store/postgres.ts";
+import { openPostgresDoor } from "../crash/proxies/postgresProxy.ts";
+import { Tripwire } from "../crash/tripwire.ts";
 import { migrateByUrl } from "./setup/migrateByUrl.ts";
 import { startPostgres } from "./setup/postgresServer.ts";
 import type { PostgresServer } from "./setup/postgresServer.ts";
@@ -105,6 +107,28 @@ describeWith(["postgres"], "a database that is out of reach is StoreUnavailable"
     await expect(cancelTurn(database, turn)).rejects.toThrow("statement timeout");
     await admin.query("COMMIT");
     expect((await endTurn(database, turn, { status: "cancelled" })).outcome).toBe("ended");
+  });
+
+  test("while it refuses connections, who listens tries one at a time", async () => {
+    const door = await openPostgresDoor(
+      { host: "127.0.0.1", port: server.port },
+      "listener",
+      new Tripwire(),
+    );
+    const database = open({ url: `postgres://postgres@127.0.0.1:${door.port}/postgres` });
+    const reconnected = Promise.withResolvers<void>();
+    const subscription = await database.listen("turnkeeper_events", () => reconnected.resolve());
+    const retryMs = 500;
+    const tries = 5;
+    const startedAt = performance.now();
+    door.shut();
+    await expect.poll(() => door.refused(), { timeout: 20_000 }).toBeGreaterThanOrEqual(tries);
+    // A slow machine only makes it later; each try that doubles the tries makes it much sooner.
+    expect(performance.now() - startedAt).toBeGreaterThan((tries - 1) * retryMs);
+    door.open();
+    await reconnected.promise;
+    await subscription.close();
+    await door.close();
   });
 
   test("when all connections are taken for too long", async () => {

@@ -13,7 +13,7 @@ export { gate } from "./gate.ts";
 export type { Occurrence, Occurrences } from "./occurrences.ts";
 export type { SimulatorOptions } from "./options.ts";
 export { always, calls, hostedCall, join, reasoning, refusal, text, when } from "./script.ts";
-export type { ScriptStep, SimulatedRequest } from "./script.ts";
+export type { AnswerOptions, ScriptStep, SimulatedRequest } from "./script.ts";
 
 export interface Simulator {
   /** `http://127.0.0.1:PORT/v1` */

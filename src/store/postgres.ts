@@ -189,14 +189,14 @@ class Listener implements Subscription {
     });
     client.on("notification", (message) => this.#onMessage(message.payload ?? ""));
     client.on("error", () => void client.end().catch(() => {}));
-    client.on("end", () => this.#reconnect());
     try {
       await client.connect();
       await client.query(`LISTEN ${this.#channel}`);
+      // Not before: whoever called tries again after a connection that failed, and must be the only one.
+      client.on("end", () => this.#reconnect());
       this.#client = client;
       if (this.#closed) await this.close();
     } catch (error) {
-      client.removeAllListeners("end");
       await client.end().catch(() => {});
       throw translate(error);
     }

@@ -1,5 +1,5 @@
 import { execFile, execFileSync } from "node:child_process";
-import { chown, mkdtemp, rm } from "node:fs/promises";
+import { chown, mkdtemp, readdir, readFile, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -30,6 +30,9 @@ export interface PostgresServer {
   stop(): Promise<void>;
   /** A crash: every process of the server ends at once, nothing is written any more. */
   crash(): Promise<void>;
+  /** Stops every process of the server from running (Linux), until `thaw`. */
+  freeze(): Promise<void>;
+  thaw(): Promise<void>;
   /** Stops it and removes its data. */
   remove(): Promise<void>;
 }
@@ -70,6 +73,16 @@ export async function startPostgres(options: PostgresOptions = {}): Promise<Post
   const start = async (): Promise<void> => {
     server ??= await startPostmaster(bin, folder, settings, user, url());
   };
+  const signalAll = async (signal: NodeJS.Signals): Promise<void> => {
+    if (server === undefined) return;
+    for (const pid of [server.pid, ...(await childrenOf(server.pid))]) {
+      try {
+        process.kill(pid, signal);
+      } catch {
+        continue; // a backend that has ended meanwhile
+      }
+    }
+  };
   await start();
   return {
     port,
@@ -77,11 +90,26 @@ export async function startPostgres(options: PostgresOptions = {}): Promise<Post
     start,
     stop: () => stop("SIGINT"),
     crash: () => stop("SIGQUIT"),
+    freeze: () => signalAll("SIGSTOP"),
+    thaw: () => signalAll("SIGCONT"),
     remove: async () => {
       await stop("SIGINT");
       await rm(folder, { recursive: true, force: true });
     },
   };
+}
+
+/** Each backend leads a session of its own, so no process group has them all (proc(5)). */
+async function childrenOf(parent: number): Promise<number[]> {
+  const pids = (await readdir("/proc")).map(Number).filter((pid) => pid > 0);
+  const parents = await Promise.all(pids.map(parentOf));
+  return pids.filter((_, at) => parents[at] === parent);
+}
+
+async function parentOf(pid: number): Promise<number> {
+  const stat = await readFile(`/proc/${pid}/stat`, "utf8").catch(() => "");
+  const [, parent] = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
+  return Number(parent);
 }
 
 /** `trust`: the server is reachable from this machine only and holds nothing but test data. */

@@ -18,6 +18,11 @@ export interface WorkerProcessOptions {
 
 /** A `turnkeeper worker` in a process of its own, to be killed. */
 export interface WorkerProcess {
+  pid: number;
+  /** Settles with its exit code when it has ended, for whatever reason; `null` after a kill. */
+  exited: Promise<number | null>;
+  /** The last lines of its log. */
+  tail(): readonly string[];
   /** Waits until a line of its log has this part. */
   said(part: string): Promise<void>;
   signal(signal: NodeJS.Signals): void;
@@ -26,6 +31,8 @@ export interface WorkerProcess {
   /** Asks for an orderly end. Returns the exit code. */
   stop(): Promise<number | null>;
 }
+
+const keptLines = 1_000;
 
 const living = new Set<ChildProcess>();
 process.on("exit", () => {
@@ -63,7 +70,10 @@ export async function startWorkerProcess(
   });
   const lines: string[] = [];
   const output = createInterface({ input: child.stderr });
-  output.on("line", (line) => lines.push(line));
+  output.on("line", (line) => {
+    lines.push(line);
+    if (lines.length > keptLines) lines.shift();
+  });
   const said = (part: string) =>
     new Promise<void>((resolve, reject) => {
       const look = () => {
@@ -77,6 +87,9 @@ export async function startWorkerProcess(
     });
   await said(message);
   return {
+    pid: child.pid as number,
+    exited,
+    tail: () => lines,
     said,
     signal: (signal) => void child.kill(signal),
     async kill() {

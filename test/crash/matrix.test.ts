@@ -1,0 +1,49 @@
+import { mkdtemp, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { expect, test } from "vitest";
+import { allCells, drawCells } from "../../crash/cells.ts";
+import { laneEnvironment } from "../../crash/lane.ts";
+import { runMatrix } from "../../crash/matrix.ts";
+import { ways } from "../../crash/ways.ts";
+import { describeWith, sharedTemporal } from "../setup/servers.ts";
+import { writeWorkflowBundle } from "../setup/workflowBundle.ts";
+
+const seed = 1;
+const lanes = 3;
+const hangGuardMs = 900_000;
+
+describeWith(["postgres", "temporal"], "the crash matrix in short", () => {
+  test(
+    "keeps every turn whole, however a process of it fails",
+    async () => {
+      const folder = await mkdtemp(join(tmpdir(), "turnkeeper-crash-test-"));
+      const workflowBundle = join(folder, "workflows.js");
+      await writeWorkflowBundle(workflowBundle);
+      const cells = drawCells(allCells(["foreground", "background"]), ways.length, seed);
+      // One of each way, at as many points.
+      expect(new Set(cells.map(({ way }) => way)).size).toBe(ways.length);
+      const results = await runMatrix({
+        cells,
+        seed,
+        lanes,
+        lane: {
+          temporalBinary: sharedTemporal().binary,
+          workflowBundle,
+          workers: 2,
+          gateways: 2,
+          environment: laneEnvironment,
+        },
+        logFolder: join(folder, "logs"),
+        onResult: () => {},
+      });
+      const broken = results
+        .filter(({ problems }) => problems.length > 0)
+        .map(({ cell, problems }) => ({ cell: cell.name, problems }));
+      expect(broken).toEqual([]);
+      expect(results).toHaveLength(ways.length);
+      await rm(folder, { recursive: true });
+    },
+    hangGuardMs,
+  );
+});
