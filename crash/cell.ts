@@ -132,6 +132,8 @@ async function examine(
     ...(await judge({
       database: lane.database,
       turn: (await readTurnOfWorkflow(lane.database, turnId)) as Turn,
+      mayBeGivenUp: cell.policy === "foreground",
+      mayBeUnknown: cell.way.victim === "worker" || cell.way.victim === "Temporal",
       expected: { text: expectedText(cell.point.scenario), statuses: statusesAfter(cell) },
       seen: subscriber.events,
       calls,

@@ -123,16 +123,23 @@ export class Load {
       return [{ breach: "lost", detail }];
     }
     const requestIds = new Set(calls.map((call) => call.requestId));
-    const problems = await judge({
+    const problems: Problem[] = subscriber.refusals.map((detail) => ({ breach: "other", detail }));
+    const found = await judge({
       database: this.#lane.database,
       turn,
       expected: { text: expectedText(scenario), statuses: ["completed"] },
+      // Faults of the provider end kept responses too, and anything may be struck.
+      mayBeGivenUp: true,
+      mayBeUnknown: true,
       seen: subscriber.events,
       calls,
       bill: this.#lane.simulator.bill.filter(({ requestId }) => requestIds.has(requestId)),
       effects: new Map(),
     });
-    return problems.map(({ breach, detail }) => ({ breach, detail: `${turn.id}: ${detail}` }));
+    return [...problems, ...found].map(({ breach, detail }) => ({
+      breach,
+      detail: `${turn.id}: ${detail}`,
+    }));
   }
 
   async #answer(request: SimulatedRequest) {

@@ -82,8 +82,10 @@ function isLong({ name }: PhaseResult): boolean {
 }
 
 function isKept(result: PhaseResult): boolean {
-  const grows = isLong(result) && (result.growth ?? 0) > growthBar;
-  return result.problems.length === 0 && result.peakMb <= memoryBarMb && !grows;
+  // What could not be measured is not kept.
+  const isSteady = !isLong(result) || (result.growth ?? Number.NaN) <= growthBar;
+  const isBounded = result.peakMb > 0 && result.peakMb <= memoryBarMb;
+  return result.problems.length === 0 && isBounded && isSteady;
 }
 
 function tableOf(results: readonly PhaseResult[]): string {

@@ -33,6 +33,10 @@ export interface Problem {
 export interface Evidence {
   database: Database;
   turn: Turn;
+  /** A call may be given up in the middle of its answer; otherwise its response is gone on with. */
+  mayBeGivenUp: boolean;
+  /** Something that a tool needs was struck, so that whether it ran may be unknown. */
+  mayBeUnknown: boolean;
   expected: { text: string; statuses: readonly Turn["status"][] };
   /** What the subscriber has seen, over all its connections. */
   seen: readonly NumberedEvent[];
@@ -52,13 +56,16 @@ export async function judge(evidence: Evidence): Promise<Problem[]> {
   return [
     ...checkAnswer(evidence, history),
     ...checkStream(evidence.seen, events as NumberedEvent[]),
-    ...checkTools(evidence.effects, history),
-    ...checkPayments(evidence.calls),
+    ...checkTools(evidence, history),
+    ...checkPayments(evidence),
     ...checkLedger(evidence.bill, ledger),
   ];
 }
 
-function checkAnswer({ turn, expected }: Evidence, history: readonly Item[]): Problem[] {
+export function checkAnswer(
+  { turn, expected }: Pick<Evidence, "turn" | "expected">,
+  history: readonly Item[],
+): Problem[] {
   const problem = (detail: string): Problem[] => [{ breach: "different", detail }];
   if (!expected.statuses.includes(turn.status)) {
     return problem(`the turn is ${turn.status}: ${turn.failure?.class ?? turn.incompleteReason}`);
@@ -74,7 +81,7 @@ function checkAnswer({ turn, expected }: Evidence, history: readonly Item[]): Pr
 }
 
 /** Every event of the record has been seen once, in order, and they make the answer. */
-function checkStream(
+export function checkStream(
   seen: readonly NumberedEvent[],
   recorded: readonly NumberedEvent[],
 ): Problem[] {
@@ -104,39 +111,74 @@ function checkStream(
   return open.length === 0 ? [] : problem(`${open.length} items were never closed`);
 }
 
+/** What a tool says when it has run, by the effects server. */
+const done = { charge: "done by charge", look_up: "done by look_up" };
+
 /** Effects of a tool that is not repeatable happen once; what the model is told is what happened. */
-function checkTools(effects: ReadonlyMap<string, number>, history: readonly Item[]): Problem[] {
-  const problems: Problem[] = [...effects]
-    .filter(([call, count]) => call.startsWith("charge ") && count > 1)
+export function checkTools(
+  { effects, mayBeUnknown }: Pick<Evidence, "effects" | "mayBeUnknown">,
+  history: readonly Item[],
+): Problem[] {
+  const charges = [...effects].filter(([call]) => call.startsWith("charge "));
+  const problems: Problem[] = charges
+    .filter(([, count]) => count > 1)
     .map(([call, count]) => ({
       breach: "tool twice",
       detail: `${call} had its effect ${count} times`,
     }));
-  const charges = [...effects.keys()].filter((call) => call.startsWith("charge ")).length;
-  if (charges > 1) problems.push({ breach: "tool twice", detail: `${charges} keys for one call` });
+  if (charges.length > 1) {
+    problems.push({ breach: "tool twice", detail: `${charges.length} keys for one call` });
+  }
+  const names = new Map(
+    history.flatMap((item) =>
+      item.type === "function_call" ? [[item["call_id"], String(item["name"])] as const] : [],
+    ),
+  );
   for (const item of history) {
     if (item.type !== "function_call_output") continue;
+    const name = names.get(item["call_id"]);
     const output = String(item["output"]);
-    const isTrue = /^done by (charge|look_up)$/.test(output);
-    const isHonest = output.includes("outcome_unknown") || output.includes("is unknown");
-    if (!isTrue && !isHonest)
-      problems.push({ breach: "different", detail: `a tool said ${output}` });
+    const isUnknown = output.includes("outcome_unknown") || output.includes("is unknown");
+    // A tool that may run again is run again; of the other one nobody may know.
+    const isHonest = isUnknown && name === "charge" && mayBeUnknown;
+    if (output !== done[name as keyof typeof done] && !isHonest) {
+      problems.push({ breach: "different", detail: `${name} said ${output}` });
+    }
   }
   return problems;
 }
 
-/** What is on record, a finished step or a response that the provider keeps, is not bought again. */
-function checkPayments(calls: readonly ModelCall[]): Problem[] {
-  return calls
-    .filter((call) => call.isBoughtAgain)
-    .map(({ step }) => ({ breach: "paid twice", detail: `step ${step} was bought again` }));
+/**
+ * What is on record, a finished step or a response that the provider keeps, is not bought again. In
+ * `background` an id is written with the first event, so text that was given up was bought twice.
+ */
+export function checkPayments({
+  calls,
+  mayBeGivenUp,
+  turn,
+  seen,
+}: Pick<Evidence, "calls" | "mayBeGivenUp" | "turn" | "seen">): Problem[] {
+  const problem = (detail: string): Problem => ({ breach: "paid twice", detail });
+  const again = calls.filter((call) => call.isBoughtAgain);
+  const problems = again.map(({ step }) => problem(`step ${step} was bought again`));
+  const givenUp = seen.filter((event) => {
+    const item = event["item"] as { type?: string; status?: string } | undefined;
+    return event.type === "response.output_item.done" && item?.status === "incomplete";
+  });
+  if (!mayBeGivenUp && turn.status === "completed" && givenUp.length > 0) {
+    problems.push(problem("an item whose response is kept was given up"));
+  }
+  return problems;
 }
 
 /**
  * Every call on the bill has its row, used once for each answer; what is said to be exact equals the
  * bill. Rows of calls that never left, or of which nobody heard the id, are wasted and not exact.
  */
-function checkLedger(bill: readonly BilledCall[], ledger: readonly ModelCallRecord[]): Problem[] {
+export function checkLedger(
+  bill: readonly BilledCall[],
+  ledger: readonly ModelCallRecord[],
+): Problem[] {
   const problem = (detail: string): Problem => ({ breach: "ledger", detail });
   const problems: Problem[] = [];
   const unnamed = ledger.filter((row) => row.responseId === null && row.requestId === null);
@@ -163,6 +205,9 @@ function checkLedger(bill: readonly BilledCall[], ledger: readonly ModelCallReco
     problems.push(problem("a row is used or exact, and names no call"));
   }
   const used = ledger.filter((row) => row.outcome === "used");
+  if (used.some((row) => row.certainty !== "exact")) {
+    problems.push(problem("a used row is not exact"));
+  }
   if (used.length !== new Set(used.map((row) => row.step)).size) {
     problems.push(problem("a step has used two calls"));
   }

@@ -1,0 +1,135 @@
+import { describe, expect, test } from "vitest";
+import {
+  checkAnswer,
+  checkLedger,
+  checkPayments,
+  checkStream,
+  checkTools,
+} from "../../crash/verdict.ts";
+import type { Evidence, Problem } from "../../crash/verdict.ts";
+
+type Bill = Evidence["bill"];
+type Ledger = Parameters<typeof checkLedger>[1];
+type Seen = Evidence["seen"];
+type History = Parameters<typeof checkTools>[1];
+
+const breaches = (problems: readonly Problem[]) => problems.map(({ breach }) => breach);
+
+const message = (status: string) => ({
+  id: "msg_1",
+  type: "message",
+  role: "assistant",
+  status,
+  content: [{ type: "output_text", text: "Hi", annotations: [] }],
+});
+
+const bodies = [
+  { type: "response.created", response: { id: "resp_1", output: [] } },
+  { type: "response.output_item.added", output_index: 0, item: message("in_progress") },
+  { type: "response.output_item.done", output_index: 0, item: message("completed") },
+  {
+    type: "response.completed",
+    response: { id: "resp_1", status: "completed", output: [message("completed")] },
+  },
+];
+const events = bodies.map((body, at) => ({ sequence_number: at, ...body })) as unknown as Seen;
+
+const call = (name: string, output: string) =>
+  [
+    { type: "function_call", id: "fc_1", call_id: "call_1", name },
+    { type: "function_call_output", id: "fco_1", call_id: "call_1", output },
+  ] as History;
+const unknown = '{"error":{"type":"outcome_unknown","message":"…"}}';
+
+const billed = {
+  requestId: "req_1",
+  responseId: "resp_up",
+  inputTokens: 10,
+  cachedTokens: 0,
+  outputTokens: 5,
+  reasoningTokens: 0,
+};
+const row = {
+  step: 1,
+  requestId: "req_1",
+  responseId: "resp_up",
+  outcome: "used",
+  certainty: "exact",
+  tokens: {
+    inputTokens: 10,
+    cachedTokens: 0,
+    cacheWriteTokens: 0,
+    outputTokens: 5,
+    reasoningTokens: 0,
+  },
+};
+const ledgerOf = (...rows: object[]) => rows as unknown as Ledger;
+const bill = [billed] as unknown as Bill;
+
+/** A matrix that could not break would prove nothing. */
+describe("the judge of the crash matrix", () => {
+  test("finds nothing where all is well", () => {
+    expect(checkStream(events, [...events])).toEqual([]);
+    const effects = new Map([["charge key", 1]]);
+    const honest = { effects, mayBeUnknown: false };
+    expect(checkTools(honest, call("charge", "done by charge"))).toEqual([]);
+    expect(checkLedger(bill, ledgerOf(row))).toEqual([]);
+  });
+
+  test("finds another answer", () => {
+    const turn = { status: "completed", output: [message("completed")] } as never;
+    const expected = { text: "Hello", statuses: ["completed"] } as never;
+    expect(breaches(checkAnswer({ turn, expected }, []))).toEqual(["different"]);
+  });
+
+  test.each([
+    ["a gap", (seen: Seen) => [...seen.slice(0, 1), ...seen.slice(2)]],
+    ["an event twice", (seen: Seen) => [...seen.slice(0, 2), ...seen.slice(1)]],
+    ["a missing end", (seen: Seen) => seen.slice(0, -1)],
+  ])("finds %s in what the subscriber saw", (_, distort) => {
+    expect(breaches(checkStream(distort(events), [...events]))).toEqual(["missing or doubled"]);
+  });
+
+  test("finds an effect that happened twice, under one key or two", () => {
+    const history = call("charge", "done by charge");
+    const twice = { effects: new Map([["charge key", 2]]), mayBeUnknown: true };
+    expect(breaches(checkTools(twice, history))).toEqual(["tool twice"]);
+    const keys = new Map([
+      ["charge key", 1],
+      ["charge other", 1],
+    ]);
+    const two = { effects: keys, mayBeUnknown: true };
+    expect(breaches(checkTools(two, history))).toEqual(["tool twice"]);
+  });
+
+  test("lets an outcome be unknown only of the tool that may not repeat, and where it was struck", () => {
+    const effects = new Map<string, number>();
+    const of = (name: string, mayBeUnknown: boolean) =>
+      breaches(checkTools({ effects, mayBeUnknown }, call(name, unknown)));
+    expect(of("charge", true)).toEqual([]);
+    expect(of("charge", false)).toEqual(["different"]);
+    expect(of("look_up", true)).toEqual(["different"]);
+  });
+
+  test("finds what was bought again, and text of a kept response that was given up", () => {
+    const turn = { status: "completed" } as never;
+    const again = [{ step: 1, requestId: "req_2", isBoughtAgain: true }];
+    const bought = { calls: again, mayBeGivenUp: true, turn, seen: events };
+    expect(breaches(checkPayments(bought))).toEqual(["paid twice"]);
+    const item = message("incomplete");
+    const closed = [{ ...events[2], item }] as unknown as Seen;
+    const kept = { calls: [], mayBeGivenUp: false, turn, seen: closed };
+    expect(breaches(checkPayments(kept))).toEqual(["paid twice"]);
+    expect(checkPayments({ ...kept, mayBeGivenUp: true })).toEqual([]);
+  });
+
+  test.each([
+    ["a billed call without a row", ledgerOf()],
+    ["other tokens", ledgerOf({ ...row, tokens: { ...row.tokens, outputTokens: 6 } })],
+    ["an open row", ledgerOf({ ...row, outcome: "open" })],
+    ["a used row that is not exact", ledgerOf({ ...row, certainty: "estimated" })],
+    ["two used calls of a step", ledgerOf(row, { ...row, requestId: "req_2" })],
+  ])("finds %s in the ledger", (_, ledger) => {
+    expect(new Set(breaches(checkLedger(bill, ledger)))).toEqual(new Set(["ledger"]));
+  });
+});
