@@ -8,7 +8,7 @@ import { listAgents } from "./store/agents.ts";
 import { StoreUnavailable } from "./store/database.ts";
 import { cancelTurn } from "./store/cancels.ts";
 import type { CancelOutcome } from "./store/cancels.ts";
-import { compareReplay } from "./store/comparisons.ts";
+import { compareReplay, readShown } from "./store/comparisons.ts";
 import type { TurnComparison } from "./store/comparisons.ts";
 import { markDisconnected, reattachTurn } from "./store/disconnects.ts";
 import { admitReplay, readReplay } from "./store/replays.ts";
@@ -100,7 +100,7 @@ export class TurnHandle {
   async *events(
     options: { after?: number; signal?: AbortSignal } = {},
   ): AsyncGenerator<NumberedEvent> {
-    const turn = await this.#turns.read(this.id);
+    const turn = await this.#turns.readAlsoDryRun(this.id);
     for await (const batch of await this.#turns.watch(turn, options)) yield* batch.map(parseEvent);
   }
 
@@ -292,6 +292,12 @@ export class Turns {
     );
   }
 
+  /** Like {@link read}, and the records of dry runs, which no list shows. */
+  readAlsoDryRun(turnId: string): Promise<Turn> {
+    const id = checkId(turnId, "response_id");
+    return reachable(() => readShown(this.#parts.database, this.project, id));
+  }
+
   /** As {@link watchTurn}. */
   watch(
     turn: Turn,
@@ -307,11 +313,11 @@ export class Turns {
 
   /** Asks for a turn's end and returns its record after that; a terminal turn stays as it is. */
   async cancel(turnId: string): Promise<Turn> {
-    const turn = await this.read(turnId);
+    const turn = await this.readAlsoDryRun(turnId);
     if (isTerminal(turn.status)) return turn;
     const outcome = await reachable(() => cancelTurn(this.#parts.database, turn));
     await this.#followCancel(turn.id, outcome);
-    return this.read(turnId);
+    return this.readAlsoDryRun(turnId);
   }
 
   /**

@@ -161,6 +161,8 @@ export async function createWorker(options: TurnWorkerOptions): Promise<TurnWork
     shutdownGraceTime: options.shutdownGraceMs,
   });
   const offeredTurns = new OfferedTurns(parts, headStarts, options.taskQueue);
+  // Which version gets a turn is Temporal's to say, and it has not been asked yet.
+  const hasHeadStarts = !options.deployment;
   const janitor = new Janitor({ ...parts, engine }, options.janitor);
   let isStopped = false;
   let headStartsClosed: Promise<void> | null = null;
@@ -168,11 +170,11 @@ export async function createWorker(options: TurnWorkerOptions): Promise<TurnWork
   const closeHeadStarts = () => (headStartsClosed ??= headStarts.close(options.shutdownGraceMs));
   return {
     engine,
-    headStart: (turn, tell) => headStarts.begin(turn, tell),
+    headStart: (turn, tell) => hasHeadStarts && headStarts.begin(turn, tell),
     async run() {
       if (!isStopped) {
         janitor.start();
-        offeredTurns.start();
+        if (hasHeadStarts) offeredTurns.start();
       }
       try {
         const running = worker.run();

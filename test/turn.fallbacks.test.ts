@@ -32,7 +32,7 @@ describe("what follows a failed call", () => {
   test("is decided within bounds: no model twice, in order, and an end", () => {
     fc.assert(
       fc.property(agents, fc.infiniteStream(fc.constantFrom(...classes)), (agent, causes) => {
-        let turn = { model: "first", originalModel: null as string | null, limits };
+        let turn = { model: "first", originalModel: null as string | null, degraded: null, limits };
         const failed: FailedCall[] = [];
         const called = ["first"];
         for (const cause of causes) {
@@ -40,7 +40,7 @@ describe("what follows a failed call", () => {
           const next = nextTry(agent, turn, failed, failure(cause));
           if (next.next === "fallback") {
             called.push(next.model);
-            turn = { model: next.model, originalModel: "first", limits };
+            turn = { model: next.model, originalModel: "first", degraded: null, limits };
           } else if (next.next !== "same_model") {
             expect(next.next).toBe(agent.staticAnswer === null ? "fail" : "static_answer");
             break;
@@ -58,7 +58,7 @@ describe("what follows a failed call", () => {
   test("is the same model only after a failure that is retried", () => {
     fc.assert(
       fc.property(agents, fc.constantFrom(...classes), (agent, cause) => {
-        const turn = { model: "first", originalModel: null, limits };
+        const turn = { model: "first", originalModel: null, degraded: null, limits };
         const next = nextTry(agent, turn, [{ model: "first", class: cause }], failure(cause));
         if (failureRules[cause].action !== "retry") expect(next.next).not.toBe("same_model");
       }),
@@ -67,7 +67,7 @@ describe("what follows a failed call", () => {
 });
 
 test("an item that the provider does not have is tried once more, whatever failed before", () => {
-  const turn = { model: "first", originalModel: null, limits };
+  const turn = { model: "first", originalModel: null, degraded: null, limits };
   const cause = failure("item_not_found");
   const next = (fallbacks: object[], ...failed: FailureClass[]) =>
     nextTry(

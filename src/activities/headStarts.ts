@@ -5,6 +5,7 @@ import {
   adoptHeadStart,
   headStartRunId,
   markHeadStartsAlive,
+  postponeHeadStart,
 } from "../store/headStarts.ts";
 import { claimStep } from "../store/claims.ts";
 import type { Fence } from "../store/fence.ts";
@@ -135,8 +136,10 @@ export class HeadStarts {
     const giveUp = (): void => {
       if (this.#failed.delete(turnId)) this.#abandon(headStart);
     };
-    if (this.#isClosing) giveUp();
-    else setTimeout(giveUp, delayMs).unref();
+    if (this.#isClosing) return giveUp();
+    setTimeout(giveUp, delayMs).unref();
+    // So that an attempt that came to another process does not wait for it there.
+    postponeHeadStart(this.#parts.database, headStart.fence, delayMs).catch(() => {});
   }
 
   #abandon({ fence }: HeadStart): void {

@@ -2,7 +2,7 @@ import { assembleContext, full, withoutReasoning } from "../context/assemble.ts"
 import type { ModelCall } from "../responses/call.ts";
 import { readHistory } from "../store/conversations.ts";
 import type { Database } from "../store/database.ts";
-import { countFailedAs, readSpending } from "../store/modelCalls.ts";
+import { hasFailedAs, readSpending } from "../store/modelCalls.ts";
 import { readFinishedSteps } from "../store/steps.ts";
 import type { FinishedStep } from "../store/steps.ts";
 import type { ToolRegistry } from "../tools/registry.ts";
@@ -34,10 +34,14 @@ export async function readModelCall(
   const { conversation, previousTurnId } = turn.request;
   // A conversation that was made for this turn has nothing in it, and nobody writes to it meanwhile.
   const isNew = conversation === null && previousTurnId === null;
-  const [history, steps, spent] = await Promise.all([
+  const isFirstCall = isNew && step === 1 && !hasReasoning(turn.request.input);
+  const [history, steps, spent, isReasoningRefused] = await Promise.all([
     isNew ? [] : readHistory(database, turn.project, turn.conversationId),
     step === 1 ? [] : readFinishedSteps(database, turn.id),
     step === 1 ? { tokens: 0, costUsd: 0 } : readSpending(database, turn.id, step),
+    // Whether the provider could not use what was reasoned before: on record, and for the rest of the
+    // turn, so that every worker decides the same and calls stay prefixes [10].
+    isFirstCall ? false : hasFailedAs(database, turn.id, "item_not_found"),
   ]);
   const { input } = turn.request;
   const made = steps.flatMap((each) => each.items);
@@ -45,7 +49,7 @@ export async function readModelCall(
   const limit = limitOf(steps) ?? reachedLimit(turn.limits, spent, made);
   const parameters = { ...agent.parameters, ...turn.request.parameters };
   const items = [...history, ...input, ...made];
-  const strategy = (await isReasoningRefused(database, turn, items)) ? withoutReasoning : full;
+  const strategy = isReasoningRefused ? withoutReasoning : full;
   const call = {
     model: turn.model,
     instructions: turn.request.instructions ?? agent.instructions,
@@ -75,17 +79,8 @@ function lastCall(call: ModelCall, limit: BudgetLimit): ModelCall {
   return { ...call, input, parameters: { ...call.parameters, tool_choice: "none" } };
 }
 
-/**
- * Whether the provider could not use what was reasoned before. Decided from the ledger, so that every
- * worker decides the same, and for the rest of the turn, so that its calls stay prefixes [10].
- */
-async function isReasoningRefused(
-  database: Database,
-  turn: Turn,
-  items: readonly Item[],
-): Promise<boolean> {
-  if (!items.some((item) => item.type === "reasoning")) return false;
-  return (await countFailedAs(database, turn.id, "item_not_found")) > 0;
+function hasReasoning(items: readonly Item[]): boolean {
+  return items.some((item) => item.type === "reasoning");
 }
 
 function idsOf(item: Item): string[] {

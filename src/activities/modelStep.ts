@@ -4,7 +4,7 @@ import type { ModelOutput } from "../events/translator.ts";
 import { StoreUnavailable } from "../store/database.ts";
 import type { Ending } from "../store/endings.ts";
 import { degradeTurn, giveUpResponse } from "../store/keptResponses.ts";
-import { dropModelCall, readFailedCalls } from "../store/modelCalls.ts";
+import { completeWastedCall, dropModelCall, readFailedCalls } from "../store/modelCalls.ts";
 import type { ModelCallEnd } from "../store/modelCalls.ts";
 import type { Fence } from "../store/fence.ts";
 import type { StepResult } from "../store/steps.ts";
@@ -101,7 +101,7 @@ async function tryModelStep(step: ModelStep): Promise<StepVerdict> {
     const missing = agent.tools.find((name) => parts.tools.get(name) === undefined);
     if (missing !== undefined) {
       if (step.claim.kept === null) await settle(step);
-      throw tryElsewhere(parts, turn, missing);
+      throw tryElsewhere(parts, turn, missing, step.fence.attempt);
     }
     return await finishModelStep(step, await answer(step));
   } catch (cause) {
@@ -110,6 +110,7 @@ async function tryModelStep(step: ModelStep): Promise<StepVerdict> {
     if (error instanceof StepStopped) return stopStep(step, error);
     if (error instanceof StepFailure) return failStep(step, error.failure);
     if (error instanceof ModelPaused) return holdStep(step, error);
+    if (error instanceof ApplicationFailure && error.type === "fenced") await noteExactCost(step);
     if (error instanceof ApplicationFailure || error instanceof StoreUnavailable) throw error;
     parts.log.error({ turn: turn.id, step: step.fence.step, err: error }, "a model step broke");
     return failStep(step, failure("internal"));
@@ -200,16 +201,19 @@ async function failStep(step: ModelStep, cause: Failure): Promise<StepVerdict> {
     await step.writer.flush(step.takenBack);
     throw retryAfterFailure(cause, fence.attempt, turn);
   }
-  if (cause.class === "rate_limited") {
-    parts.modelPauses.pause(turn.model, retryDelayMs(cause, fence.attempt, 0));
-  }
   ledger.failure = cause;
   // A refused request has no stream that could have told it.
   ledger.requestId ??= cause.requestId ?? null;
   await settle(step);
   const stopped: unknown = step.stop.signal.reason;
   if (stopped instanceof StepStopped) return stopStep(step, stopped);
-  const next = nextTry(step.agent, turn, await readFailedCalls(parts.database, fence), cause);
+  const failed = await readFailedCalls(parts.database, fence);
+  if (cause.class === "rate_limited") {
+    // Calls that were held back have not failed: the others wait as long as this one does.
+    const failures = failed.filter((call) => call.model === turn.model).length;
+    parts.modelPauses.pause(turn.model, retryDelayMs(cause, failures, 0));
+  }
+  const next = nextTry(step.agent, turn, failed, cause);
   switch (next.next) {
     case "same_model":
       throw retryAfterFailure(cause, next.failures, turn);
@@ -254,7 +258,10 @@ async function degrade(
 async function stopStep(step: ModelStep, stopped: StepStopped): Promise<StepVerdict> {
   const { parts, turn, fence } = step;
   parts.log.info({ turn: turn.id, step: fence.step, reason: stopped.reason }, "model call stopped");
-  if (stopped.reason === "fenced") throw retryLater("fenced");
+  if (stopped.reason === "fenced") {
+    await noteExactCost(step);
+    throw retryLater("fenced");
+  }
   if (stopped.reason === "handover") {
     // A response that the provider keeps is gone on with; nothing of it is lost.
     if (step.keptId === null) await settle(step);
@@ -277,18 +284,34 @@ function endUnfinished(step: ModelStep, ending: Ending): Promise<StepVerdict> {
   return finishTurn(parts, turn, ending, { ifStep: fence }, step.takenBack);
 }
 
+/**
+ * Somebody else has the step, and this call is wasted; what the provider said of its cost is no estimate.
+ * An open row is another attempt's, which goes on with the same response.
+ */
+async function noteExactCost({ parts, ledger }: ModelStep): Promise<void> {
+  if (ledger.tokens === null || ledger.isEstimated) return;
+  await completeWastedCall(parts.database, ledger).catch(() => {});
+}
+
 /** Puts the partial text on record and closes the call's row in the ledger. */
 async function settle(step: ModelStep): Promise<void> {
   const { parts, turn, fence, ledger, keptId } = step;
   ledger.outcome = "wasted";
-  if (keptId !== null) parts.cancelResponse(turn.id, keptId);
   await step.writer.flush(step.takenBack);
-  await persist(() => {
-    if (!step.isSent) return dropModelCall(parts.database, ledger.id);
-    const { call: sent } = step;
+  const isOurs = await persist(() => closeLedger(step), step.takenBack);
+  // Behind the ledger, which the provider's answer completes.
+  if (keptId !== null && isOurs) parts.cancelResponse(turn.id, keptId);
+
+  async function closeLedger({ call: sent, agent, isSent }: ModelStep): Promise<boolean> {
+    if (!isSent) {
+      await dropModelCall(parts.database, ledger.id);
+      return true;
+    }
     const call = { end: ledger, inputTokens: sent && (() => estimateInput(sent)) };
-    const isKept = step.agent.durability === "background";
-    if (isKept) return giveUpResponse(parts.database, turn, fence, call);
-    return parts.database.transaction((tx) => giveUpCall(tx, turn, call));
-  }, step.takenBack);
+    if (agent.durability === "background") {
+      return giveUpResponse(parts.database, turn, fence, call);
+    }
+    await parts.database.transaction((tx) => giveUpCall(tx, turn, call));
+    return true;
+  }
 }

@@ -13,6 +13,7 @@ import type { Turn } from "../turn/turn.ts";
 import type { StepVerdict, ToolCall } from "../turn/verdict.ts";
 import { finishStep } from "./finishStep.ts";
 import type { Parts } from "./parts.ts";
+import { persist } from "./persist.ts";
 import type { StepStopped } from "./runningTurns.ts";
 import {
   claimForAttempt,
@@ -67,25 +68,29 @@ async function runClaimed(
   call: JournalledCall,
 ): Promise<ToolResult> {
   const { turn } = claim;
-  const agent = await parts.agents(turn.agent, turn.agentVersion);
+  // A database that is away for a moment must not look like a tool that began and died [8].
+  const { cancellationSignal: signal } = Context.current();
+  const agent = await persist(() => parts.agents(turn.agent, turn.agentVersion), signal);
   const tools = parts.tools.only(
     (agent?.tools ?? []).filter((name) => parts.tools.get(name) !== undefined),
   );
   const tool = tools.get(call.name);
   if (tool === undefined && agent?.tools.includes(call.name)) {
     // Of a step that an earlier attempt began nobody knows more than before.
-    if (!claim.wasRunning) await releaseStep(parts.database, fence);
-    throw tryElsewhere(parts, turn, call.name);
+    if (!claim.wasRunning) await persist(() => releaseStep(parts.database, fence), signal);
+    throw tryElsewhere(parts, turn, call.name, fence.attempt);
   }
   const replayed =
-    tool === undefined ? null : await replayCall(parts, turn, call.effectKey, tool.repeatable);
+    tool === undefined
+      ? null
+      : await persist(() => replayCall(parts, turn, call.effectKey, tool.repeatable), signal);
   if (replayed !== null) return replayed;
   // A tool that takes its worker down each time must not take down every worker.
   const mayRepeat = tool?.repeatable && fence.attempt <= turn.limits.maxAttemptsPerStep;
   if (claim.wasRunning && tool !== undefined && !mayRepeat) return unknownOutcome;
   const { controller: stop, release } = parts.runningTurns.register(fence.turnId);
   const temporal = parts.temporalWatch.watch(turn.id);
-  const takenBack = AbortSignal.any([Context.current().cancellationSignal, temporal.signal]);
+  const takenBack = AbortSignal.any([signal, temporal.signal]);
   const unlink = linkStops(stop, turn, takenBack);
   try {
     const result = await callTool(tools, turn, call, stop.signal);

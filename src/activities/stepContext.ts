@@ -3,9 +3,9 @@ import { ApplicationFailure, Context } from "@temporalio/activity";
 import { claimStep } from "../store/claims.ts";
 import type { Claim, StepToClaim } from "../store/claims.ts";
 import type { Fence } from "../store/fence.ts";
-import { isHeadStartAlive } from "../store/headStarts.ts";
+import { readHeadStart } from "../store/headStarts.ts";
 import { retryDelayMs } from "../turn/backoff.ts";
-import type { Failure, FailureClass } from "../turn/failures.ts";
+import type { Failure } from "../turn/failures.ts";
 import type { Turn } from "../turn/turn.ts";
 import type { Parts } from "./parts.ts";
 import { persist } from "./persist.ts";
@@ -13,6 +13,8 @@ import { StepStopped } from "./runningTurns.ts";
 
 /** Temporal throttles these; see `maxHeartbeatThrottleIntervalMs` of the worker. */
 const heartbeatEveryMs = 1_000;
+
+const maxTryElsewhereMs = 30_000;
 
 /** How often an attempt looks whether another process's head start has ended. */
 const headStartLookMs = 1_000;
@@ -48,13 +50,19 @@ export async function claimForAttempt(
   }
 }
 
-/** Waits while another process is at the turn's first step, without touching its rows. */
+/**
+ * Waits while another process is at the turn's first step, without touching its rows. Where that one
+ * has failed and waits itself, Temporal keeps the delay.
+ */
 async function headStartEnd(parts: Parts, turnId: string, signal: AbortSignal): Promise<void> {
-  do {
+  for (;;) {
+    const found = await persist(() => readHeadStart(parts.database, turnId), signal);
+    if (found === null) return;
+    if (found.retryInMs > 0) throw retryLater("head_start_failed", found.retryInMs);
     await delay(headStartLookMs, undefined, { signal }).catch(() => {
       throw retryLater("handover");
     });
-  } while (await persist(() => isHeadStartAlive(parts.database, turnId), signal));
+  }
 }
 
 /**
@@ -105,10 +113,16 @@ export function retryLater(failureClass: string, delayMs?: number): ApplicationF
  * Leaves the attempt to a worker that has the tool: while a new version is rolled out, workers with
  * and without it run side by side.
  */
-export function tryElsewhere(parts: Parts, turn: Turn, tool: string): ApplicationFailure {
-  const tryAgainMs = 1_000;
+export function tryElsewhere(
+  parts: Parts,
+  turn: Turn,
+  tool: string,
+  attempt: number,
+): ApplicationFailure {
   parts.log.warn({ turn: turn.id, agent: turn.agent, tool }, "this worker does not have the tool");
-  return retryLater("tool_missing", tryAgainMs);
+  // Growing, so that the turn's deadline comes before Temporal's last attempt.
+  const tryAgainMs = Math.min(attempt * 1_000, maxTryElsewhereMs);
+  return retryBeforeDeadline("tool_missing", tryAgainMs, turn);
 }
 
 /** Fails the attempt after which no other one may follow. */
@@ -129,7 +143,7 @@ export function retryAfterFailure(
 
 /** Tries again after `delayMs`, not later than at the turn's deadline. */
 export function retryBeforeDeadline(
-  failureClass: FailureClass,
+  failureClass: string,
   delayMs: number,
   turn: Turn,
 ): ApplicationFailure {

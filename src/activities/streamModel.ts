@@ -102,10 +102,12 @@ export async function streamModel(step: ModelStep, open: OpenCall): Promise<Mode
 }
 
 /** Answers with the agent's own text, where no model could. */
-export function sayStaticAnswer(step: ModelStep, open: OpenCall): Promise<ModelAnswer> {
+export async function sayStaticAnswer(step: ModelStep, open: OpenCall): Promise<ModelAnswer> {
   const content = [{ type: "output_text", text: step.agent.staticAnswer, annotations: [] }];
   const message = { type: "message", role: "assistant", status: "completed", content };
-  return follow(step, open, eventsOfResponse({ status: "completed", output: [message] }));
+  const response = { status: "completed", output: [message] };
+  // It is no call, so it is not the last one that a limit allows.
+  return { ...(await follow(step, open, eventsOfResponse(response))), limit: null };
 }
 
 /**

@@ -123,6 +123,7 @@ async function callAgain(step: ModelStep, open: OpenCall): Promise<ModelAnswer> 
   try {
     const id = await replaceResponse(parts.database, turn, fence, translator.nextOutputIndex);
     step.ledger = { ...step.ledger, id, responseId: null, requestId: null };
+    step.isSent = false;
   } catch (error) {
     throw error instanceof Replaced ? retryLater("fenced") : error;
   }

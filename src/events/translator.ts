@@ -35,6 +35,9 @@ interface Slot {
 /** Ids from a provider are kept when they look unique; some servers give the same one every time. */
 const trustedId = /^[a-z_]{1,24}_[A-Za-z0-9]{16,100}$/;
 
+/** What can stand in a path: a reasoning item needs its own id, whatever it looks like. */
+const anyId = /^[\w.:-]{1,128}$/;
+
 /** Types that only the terminal and lifecycle events of the provider's own response have. */
 const lifecycle = new Set([
   "response.created",
@@ -226,8 +229,8 @@ export class ModelStreamTranslator {
   }
 
   #ownId(given: unknown, type: string): string {
-    const isUsable =
-      typeof given === "string" && trustedId.test(given) && !this.#usedIds.has(given);
+    const pattern = type === "reasoning" ? anyId : trustedId;
+    const isUsable = typeof given === "string" && pattern.test(given) && !this.#usedIds.has(given);
     const id = isUsable ? given : newItemId(type);
     this.#usedIds.add(id);
     return id;
@@ -280,7 +283,9 @@ export class ModelStreamTranslator {
   }
 
   #named(slot: Slot, item: Record<string, unknown>): Item {
-    const named = { ...item, type: slot.type, id: slot.id };
+    const named: Item = { ...item, type: slot.type, id: slot.id };
+    // The provider accepts it under the id that it gave only.
+    if (item["id"] !== slot.id) delete named["encrypted_content"];
     return slot.callId === null ? named : { ...named, call_id: slot.callId };
   }
 

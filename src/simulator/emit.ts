@@ -167,13 +167,26 @@ function* emitReasoning(
     yield { event: { type: "response.content_part.done", ...at, part } };
     if (stopped) return yield* done(item, place, true);
   }
-  if (encrypt) item.encrypted_content = encrypted(scripted);
+  if (encrypt) item.encrypted_content = encrypted(scripted, item.id);
   return yield* done(item, place, false);
 }
 
-/** Opaque to clients, as the real one is. */
-function encrypted(scripted: { summary: readonly string[] }): string {
-  return `gAAAAA${Buffer.from(JSON.stringify(scripted.summary)).toString("base64url")}`;
+const encryptedPrefix = "gAAAAA";
+
+/** Opaque to clients, as the real one is, and like it bound to its item's id. */
+function encrypted(scripted: { summary: readonly string[] }, id: string): string {
+  const content = Buffer.from(JSON.stringify([id, ...scripted.summary]));
+  return `${encryptedPrefix}${content.toString("base64url")}`;
+}
+
+/** The id of the item that this content was encrypted for; `null` where it is none of ours. */
+export function encryptedFor(content: string): string | null {
+  try {
+    const text = Buffer.from(content.slice(encryptedPrefix.length), "base64url").toString();
+    return String((JSON.parse(text) as unknown[])[0]);
+  } catch {
+    return null;
+  }
 }
 
 function* emitWebSearch(query: string, response: WireResponse): Emissions {

@@ -1,5 +1,6 @@
 // What the Responses API refuses, and with which error.
 import type { ResponseInputItem } from "openai/resources/responses/responses";
+import { encryptedFor } from "./emit.ts";
 import { apiError } from "./fault.ts";
 import type { ApiErrorBody } from "./fault.ts";
 import { inputItems } from "./response.ts";
@@ -194,6 +195,11 @@ function checkReasoning(items: readonly ResponseInputItem[], memory: Memory): Re
   for (const [index, item] of items.entries()) {
     if (item.type !== "reasoning") continue;
     if (!item.encrypted_content && !memory.item(item.id)) return itemNotFound(item.id);
+    const owner = item.encrypted_content ? encryptedFor(item.encrypted_content) : null;
+    if (owner !== null && owner !== item.id) {
+      const message = `The encrypted content for item ${item.id} could not be verified. Reason: Encrypted content item_id did not match the target item id.`;
+      return refuse(message, null, "invalid_encrypted_content");
+    }
     const next = items[index + 1];
     const fromUser = next && "role" in next && next.role !== "assistant";
     if (!next || fromUser || OUTPUTS.has(next.type ?? "")) {

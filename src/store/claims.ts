@@ -9,7 +9,7 @@ import { turnEnd } from "../turn/verdict.ts";
 import type { StepVerdict, ToolCall } from "../turn/verdict.ts";
 import type { Database, Queryable, Transaction } from "./database.ts";
 import { appendEvents, readAllEvents, readShownIds } from "./eventLog.ts";
-import { isHeadStart, isHeadStartAlive } from "./headStarts.ts";
+import { isHeadStart, readHeadStart } from "./headStarts.ts";
 import { findOpenModelCall, openModelCall } from "./modelCalls.ts";
 import { wasteOpenCalls } from "./wastedCalls.ts";
 import { turnColumns, turnFromRow } from "./turns.ts";
@@ -151,6 +151,7 @@ function takeStep(tx: Transaction, claim: StepToClaim, turn: Turn, firstOutputIn
      VALUES ($1, $2, $3, $4, 'running', $5, $6, $7, $8, now(), now())
      ON CONFLICT (turn_id, number) DO UPDATE
        SET state = 'running', run_id = $5, attempt = $6, token = $7, flushed = 0, seen_at = now(),
+           retry_at = NULL,
            started_at = coalesce(mine.started_at, now()),
            name = CASE WHEN mine.kind = 'model' THEN $4 ELSE mine.name END,
            first_output_index = CASE WHEN mine.response_id IS NULL THEN $8
@@ -266,7 +267,7 @@ export async function claimStep(
     [claim.fence.turnId],
   );
   const isLedByOther = isHeadStart(onRecord?.run_id ?? null);
-  if (isLedByOther && (await isHeadStartAlive(database, claim.fence.turnId))) {
+  if (isLedByOther && (await readHeadStart(database, claim.fence.turnId)) !== null) {
     return { outcome: "head_started" };
   }
   const current = await currentRun(claim.fence.turnId);

@@ -60,7 +60,12 @@ async function readCompared(queryable: Queryable, turn: Turn): Promise<ComparedT
   };
 }
 
-async function readShown(queryable: Queryable, project: string, turnId: string): Promise<Turn> {
+/** A turn that was not deleted, or a dry run. @throws Refusal `response_not_found`. */
+export async function readShown(
+  queryable: Queryable,
+  project: string,
+  turnId: string,
+): Promise<Turn> {
   const turn = await readTurn(queryable, project, turnId);
   const isShown = turn?.replay?.isDryRun || (await readVisibleTurn(queryable, project, turnId));
   if (turn !== null && isShown) return turn;

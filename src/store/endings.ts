@@ -82,7 +82,8 @@ async function abandonSteps(tx: Transaction, turn: Turn): Promise<string[]> {
   const [rows] = await Promise.all([
     tx.query<{ response_id: string | null }>(
       `UPDATE steps SET state = 'abandoned'
-       WHERE turn_id = $1 AND state IN ('running', 'scheduled')
+       WHERE turn_id = $1 AND (state IN ('running', 'scheduled')
+         OR state = 'abandoned' AND response_id IS NOT NULL)
        RETURNING response_id`,
       [turn.id],
     ),

@@ -15,15 +15,34 @@ export function isHeadStart(runId: string | null): boolean {
   return runId?.startsWith(prefix) ?? false;
 }
 
-/** Whether the head start on record still has an owner who was seen lately. */
-export async function isHeadStartAlive(queryable: Queryable, turnId: string): Promise<boolean> {
-  const rows = await queryable.query(
-    `SELECT number FROM steps
+/**
+ * The head start on record, if it has an owner who was seen lately; `null` otherwise. One that has
+ * failed is given up in `retryInMs`; 0: it runs.
+ */
+export async function readHeadStart(
+  queryable: Queryable,
+  turnId: string,
+): Promise<{ retryInMs: number } | null> {
+  const [row] = await queryable.query<{ retryInMs: number | null }>(
+    `SELECT ceil(extract(epoch FROM retry_at - now()) * 1000)::float8 AS "retryInMs" FROM steps
      WHERE turn_id = $1 AND number = 1 AND state = 'running' AND run_id LIKE $2
        AND seen_at > now() - make_interval(secs => $3::float8 / 1000)`,
     [turnId, `${prefix}%`, headStartStaleMs],
   );
-  return rows.length > 0;
+  return row === undefined ? null : { retryInMs: row.retryInMs ?? 0 };
+}
+
+/** Says that a head start has failed and is given up after so long. */
+export async function postponeHeadStart(
+  queryable: Queryable,
+  headStart: Fence,
+  delayMs: number,
+): Promise<void> {
+  await queryable.query(
+    `UPDATE steps SET retry_at = now() + make_interval(secs => $3::float8 / 1000)
+     WHERE turn_id = $1 AND number = 1 AND run_id = $2 AND state = 'running'`,
+    [headStart.turnId, headStart.runId, delayMs],
+  );
 }
 
 /** Says that the owner of these turns' head starts lives. */

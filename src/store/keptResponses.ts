@@ -15,16 +15,23 @@ function forgetResponse(tx: Transaction, fence: Fence, firstOutputIndex: number 
   );
 }
 
-/** Closes a call whose response nobody will go on with, so that no takeover tries to. */
+/**
+ * Closes a call whose response nobody will go on with, so that no takeover tries to.
+ *
+ * @returns false, and changes nothing, when this attempt has lost its step: the response is its
+ *   successor's [3].
+ */
 export function giveUpResponse(
   database: Database,
   turn: Turn,
   fence: Fence,
   call: GivenUpCall,
-): Promise<void> {
+): Promise<boolean> {
   return database.transaction(async (tx) => {
+    if (!(await holdsStep(tx, fence))) return false;
     forgetResponse(tx, fence, null);
     await giveUpCall(tx, turn, call);
+    return true;
   });
 }
 

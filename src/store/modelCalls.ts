@@ -102,19 +102,26 @@ export function readSpending(
   );
 }
 
-/** How many calls of a turn have failed with that class. */
-export async function countFailedAs(
+/** Whether a call of the turn has failed with that class. */
+export async function hasFailedAs(
   queryable: Queryable,
   turnId: string,
   failureClass: FailureClass,
-): Promise<number> {
-  const { failed } = await one(
-    queryable.query<{ failed: number }>(
-      `SELECT count(*) AS failed FROM model_calls WHERE turn_id = $1 AND failure_class = $2`,
-      [turnId, failureClass],
-    ),
+): Promise<boolean> {
+  const rows = await queryable.query(
+    "SELECT id FROM model_calls WHERE turn_id = $1 AND failure_class = $2 LIMIT 1",
+    [turnId, failureClass],
   );
-  return failed;
+  return rows.length > 0;
+}
+
+/** Writes what a call has cost exactly into a row that somebody else has closed as wasted. */
+export async function completeWastedCall(queryable: Queryable, end: ModelCallEnd): Promise<void> {
+  const rows = await queryable.query(
+    "SELECT id FROM model_calls WHERE id = $1 AND outcome = 'wasted'",
+    [end.id],
+  );
+  if (rows.length > 0) await closeModelCall(queryable, { ...end, outcome: "wasted" });
 }
 
 /**

@@ -248,7 +248,8 @@ export async function findEffect(
      FROM steps JOIN turns ON turns.id = steps.turn_id
      WHERE steps.effect_key = $1 AND turns.project_id = $2 AND steps.turn_id <> $3
        AND CASE WHEN steps.state = 'finished' THEN steps.outcome <> 'not_run'
-         ELSE steps.started_at IS NOT NULL END
+         -- One that reuses what is on record had not begun anything that may not be done again.
+         ELSE steps.started_at IS NOT NULL AND turns.replay_effects IS DISTINCT FROM 'recorded' END
      ORDER BY (steps.outcome IN ('ok', 'error')) DESC NULLS LAST, steps.finished_at DESC NULLS LAST
      LIMIT 1`,
     [effectKey, turn.project, turn.id],

@@ -174,10 +174,11 @@ export async function readFinishedSteps(
 export async function isAtWork(queryable: Queryable, turnId: string): Promise<boolean> {
   const rows = await queryable.query(
     `SELECT number FROM steps
-     WHERE turn_id = $1 AND state = 'running'
-       AND (kind = 'tool' OR response_id IS NOT NULL OR EXISTS (
+     WHERE turn_id = $1 AND (
+       state IN ('running', 'abandoned') AND response_id IS NOT NULL
+       OR state = 'running' AND (kind = 'tool' OR EXISTS (
          SELECT FROM model_calls
-         WHERE turn_id = $1 AND step = steps.number AND outcome = 'open'))
+         WHERE turn_id = $1 AND step = steps.number AND outcome = 'open')))
      LIMIT 1`,
     [turnId],
   );

@@ -55,10 +55,12 @@ export function fallbackFor(
  */
 export function nextTry(
   agent: Agent,
-  turn: Pick<Turn, "model" | "originalModel" | "limits">,
+  turn: Pick<Turn, "model" | "originalModel" | "degraded" | "limits">,
   failed: readonly FailedCall[],
   cause: Failure,
 ): NextTry {
+  // What cannot even be said by the agent itself is nothing that another model would help.
+  if (turn.degraded === "static_answer") return { next: "fail" };
   const fallback = fallbackFor(agent, turn, cause.class);
   const failures = failed.filter((call) => call.model === turn.model).length;
   const maxFailures =

@@ -5,9 +5,9 @@ import { Refusal } from "./failures.ts";
 import { copiedItemId } from "./ids.ts";
 import type { Item } from "./items.ts";
 import { defaultTurnLimits } from "./limits.ts";
-import { answeredCall, callOf } from "./pairs.ts";
 import { checkModel, refuseNameConflicts } from "./prepare.ts";
 import type { PreparedTurn } from "./prepare.ts";
+import { keepsItsId } from "./takeOver.ts";
 import type { Turn } from "./turn.ts";
 
 /**
@@ -95,12 +95,9 @@ function withTools(agent: Agent, tools: string[], agents: readonly Agent[]): Age
   throw invalid(problem, "tools");
 }
 
-/** New ids, so that no item is two; what names another by its id stays as it is. */
+/** New ids, so that no item is two, save where an item cannot do without its own. */
 function copyInput(input: readonly Item[]): Item[] {
-  return input.map((item) => {
-    const isNamed = callOf(item)?.id === item.id || answeredCall(item)?.id === item.id;
-    return isNamed ? item : { ...item, id: copiedItemId(item) };
-  });
+  return input.map((item) => (keepsItsId(item) ? item : { ...item, id: copiedItemId(item) }));
 }
 
 /**

@@ -48,9 +48,13 @@ function stepsToTake(steps: readonly RecordedStep[]): RecordedStep[] {
   }
 }
 
-/** Items that others name by their id keep it, as calls keep their call ids. */
-function isNamedByItsId(item: Item): boolean {
-  return callOf(item)?.id === item.id || answeredCall(item)?.id === item.id;
+/**
+ * Items keep their id that others name by it, as calls keep their call ids, and whose encrypted content
+ * the provider accepts under that id only.
+ */
+export function keepsItsId(item: Item): boolean {
+  const isNamed = callOf(item)?.id === item.id || answeredCall(item)?.id === item.id;
+  return isNamed || typeof item["encrypted_content"] === "string";
 }
 
 function openCallItem(call: ToolCall): Record<string, unknown> {
@@ -58,8 +62,8 @@ function openCallItem(call: ToolCall): Record<string, unknown> {
 }
 
 /**
- * Copies what a turn's steps have left, for a replay to go on behind it: items under new ids, call ids
- * kept, places without the gaps of abandoned items.
+ * Copies what a turn's steps have left, for a replay to go on behind it: items under new ids, those that
+ * cannot do without theirs and call ids kept, places without the gaps of abandoned items.
  *
  * @param steps all steps of the turn, by number from 1.
  */
@@ -67,7 +71,7 @@ export function takeOver(steps: readonly RecordedStep[]): TakenOver {
   const taken = stepsToTake(steps);
   const ids = new Map<string, string>();
   const newIdOf = (item: Item): string => {
-    if (isNamedByItsId(item)) return item.id;
+    if (keepsItsId(item)) return item.id;
     const id = ids.get(item.id) ?? copiedItemId(item);
     ids.set(item.id, id);
     return id;

@@ -5,3 +5,6 @@ CREATE TABLE workers (
   has_room boolean NOT NULL,
   seen_at timestamptz NOT NULL
 );
+
+-- When the owner of a head start that has failed gives it up.
+ALTER TABLE steps ADD COLUMN retry_at timestamptz;
