@@ -109,7 +109,8 @@ export function sayStaticAnswer(step: ModelStep, open: OpenCall): Promise<ModelA
 }
 
 /**
- * Streams the provider's events into the event log, up to the terminal one.
+ * Streams the provider's events into the event log, up to the terminal one or to the limit of
+ * output [13].
  *
  * @throws as {@link streamModel}.
  */

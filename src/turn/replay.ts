@@ -30,7 +30,10 @@ export interface TurnReplay {
 
 /** How a turn is replayed. Without options: it goes on behind its finished steps. */
 export interface ReplayOptions {
-  /** Takes no steps over. Default false, and true with `model`, `instructions` or `tools`. */
+  /**
+   * Takes no steps over. Default false, and true with `model`, `instructions`, `tools` or
+   * `contextStrategy`.
+   */
   fromStart?: boolean | undefined;
   /** A provider's model instead of the turn's. */
   model?: string | undefined;
