@@ -128,7 +128,9 @@ const replayCommand = toGateway(turn.command("replay [id]"))
     "with these tools of agents, separated by commas, from the start",
     parseNames,
   )
-  .addOption(new Option("--context-strategy <name>", "with this strategy, from the start").choices(["full"]))
+  .addOption(
+    new Option("--context-strategy <name>", "with this strategy, from the start").choices(["full"]),
+  )
   .option("--fork", "in a new conversation, also where it could go on in its own")
   .option("--dry-run", "where nobody sees it, and compare: status, text, steps, tokens, cost")
   .option("--allow-effects", "run all calls of tools again; by default recorded outcomes are used")
