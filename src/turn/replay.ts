@@ -84,7 +84,8 @@ function checkOptions(options: ReplayOptions): void {
     throw invalid("A dry run has no effects, so it cannot be allowed any.", "allow_effects");
   }
   if (hasOverride(options) && options.fromStart === false) {
-    const problem = "A turn with another model, instructions or tools is replayed from its start.";
+    const problem =
+      "A turn with a model, instructions, tools or strategy of its own is replayed from its start.";
     throw invalid(problem, "from_start");
   }
 }
