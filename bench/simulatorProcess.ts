@@ -2,7 +2,7 @@ import { always, startSimulator, text } from "../src/simulator/server.ts";
 
 const words = ["The", " answer", " is", " forty", "-two", "."];
 
-/** Stamps each delta with the time at which it leaves, so that the reader knows its delay. */
+/** Stamps each delta with the time at which it leaves, so that the subscriber knows its delay. */
 function* stamps(count: number): Generator<string> {
   for (let sent = 0; sent < count; sent++) {
     yield `${(performance.timeOrigin + performance.now()).toFixed(3)} `;

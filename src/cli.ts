@@ -128,7 +128,9 @@ const replayCommand = toGateway(turn.command("replay [id]"))
     "with these tools of agents, separated by commas, from the start",
     parseNames,
   )
-  .addOption(new Option("--context-strategy <name>", "with this strategy").choices(["full"]))
+  .addOption(
+    new Option("--context-strategy <name>", "with this strategy, from the start").choices(["full"]),
+  )
   .option("--fork", "in a new conversation, also where it could go on in its own")
   .option("--dry-run", "where nobody sees it, and compare: status, text, steps, tokens, cost")
   .option("--allow-effects", "run all calls of tools again; by default recorded outcomes are used")
@@ -187,8 +189,13 @@ interface GatewayOptions {
 
 function toGateway(command: Command): Command {
   return command
-    .option("--url <url>", "the gateway; default TURNKEEPER_URL or http://127.0.0.1:7823", parseUrl)
-    .option("--json", "print the gateway's answer as JSON");
+    .option(
+      "--url <url>",
+      "the gateway; default TURNKEEPER_URL, else port TURNKEEPER_PORT or 7823 of 127.0.0.1",
+      parseUrl,
+    )
+    .option("--json", "print the gateway's answer as JSON")
+    .addHelpText("after", "\nThe API key that the gateway asks for is TURNKEEPER_API_KEY.");
 }
 
 function gatewayConfig({ url }: GatewayOptions): Config {

@@ -95,7 +95,7 @@ const maxHeartbeatThrottleIntervalMs = 1_000;
 const stickyTimeoutMs = 1_000;
 
 /**
- * Where readers are in the same process a write costs nobody another read, so there can be more of
+ * Where subscribers are in the same process a write costs nobody another read, so there can be more of
  * them. See docs/decisions/0009-ticks.md.
  */
 const apart = defaultEventWriterSettings;

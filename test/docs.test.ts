@@ -125,9 +125,33 @@ describe.each(documents)("%s", (path) => {
   });
 });
 
-test("architecture.md names, for every invariant, files that are there", () => {
+function filesUnder(folder: string, ending: string): string[] {
+  const files = readdirSync(resolve(checkout, folder), { recursive: true, encoding: "utf8" });
+  return files.filter((file) => file.endsWith(ending));
+}
+
+test("architecture.md names, for every invariant, the files whose comments cite it", () => {
   const rows = table("docs/architecture.md", ["no.", "invariant", "kept in"]);
   expect(rows.map(([number]) => number)).toEqual(rows.map((_, at) => `[${at + 1}]`));
-  const files = rows.flatMap(([, , kept = ""]) => kept.match(/[\w/]+\.ts/g) ?? []);
-  expect(files.filter((file) => !existsSync(resolve(checkout, "src", file)))).toEqual([]);
+  const named = rows.flatMap(([number, , kept = ""]) =>
+    [...kept.matchAll(/[\w/]+\.ts/g)].map(([file]) => `${number} ${file}`),
+  );
+  const cited = filesUnder("src", ".ts").flatMap((file) => {
+    const comments = read(`src/${file}`).match(/^\s*(?:\/?\*|\/\/).*$/gm) ?? [];
+    const numbers = comments.join("\n").match(/\[\d+\]/g) ?? [];
+    return [...new Set(numbers)].map((number) => `${number} ${file}`);
+  });
+  expect(named.sort()).toEqual(cited.sort());
+});
+
+test("development.md tells of every test file what it guards", () => {
+  const rows = table("docs/development.md", ["files", "guard"]);
+  const patterns = rows.flatMap(([files = ""]) => files.split(", "));
+  const files = filesUnder("test", ".test.ts");
+  const named = patterns.map((pattern) => {
+    const regex = new RegExp(`^${pattern.replaceAll(".", "\\.").replaceAll("*", "[^/]*")}$`);
+    return { pattern, files: files.filter((file) => regex.test(file)) };
+  });
+  expect(named.filter((each) => each.files.length === 0)).toEqual([]);
+  expect(new Set(named.flatMap((each) => each.files))).toEqual(new Set(files));
 });

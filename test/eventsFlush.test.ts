@@ -80,7 +80,7 @@ describeOnPostgres("[6] flushes of many turns by processes of their own", (open)
       openPostgres({ url }),
       openPostgres({ url }),
     ] as const;
-    const [first, second, reader] = processes;
+    const [first, second, third] = processes;
     let writing = 2;
     const writers = [
       write(
@@ -89,7 +89,7 @@ describeOnPostgres("[6] flushes of many turns by processes of their own", (open)
       ),
       write(second, turns.map((turn) => fence(turn, { step: 3 })).toReversed()),
     ].map((each) => each.finally(() => (writing -= 1)));
-    const following = follow(reader, turns, () => writing === 0);
+    const following = follow(third, turns, () => writing === 0);
     await Promise.all([...writers, following]);
     for (const turn of turns) {
       const events = await recordedEvents(database, turn);

@@ -111,7 +111,7 @@ describeOnBoth("[6] EventHub", (open) => {
     expect(await Promise.all(together)).toEqual([upTo(last, 30), upTo(last), upTo(last, 5)]);
   });
 
-  test("ends a subscription when its reader leaves, and breaks off all others when it closes", async () => {
+  test("ends a subscription when its subscriber leaves, and breaks off all others when it closes", async () => {
     const { database } = open;
     const turn = await running(database);
     const hub = await openHub(database);
@@ -125,7 +125,7 @@ describeOnBoth("[6] EventHub", (open) => {
   });
 });
 
-describeOnPostgres("[6] EventHub, with many readers", (open: OpenDatabase) => {
+describeOnPostgres("[6] EventHub, with many subscribers", (open: OpenDatabase) => {
   /** Reads a few batches at a time and comes back with the last number it saw. */
   async function readInPieces(
     hub: EventHub,
@@ -150,12 +150,12 @@ describeOnPostgres("[6] EventHub, with many readers", (open: OpenDatabase) => {
 
   test("who come and go while it is written: each sees every number once, in order", async () => {
     const { database } = open;
-    const reader = fc.record({
+    const subscriber = fc.record({
       pieces: fc.array(fc.integer({ min: 1, max: 4 }), { minLength: 1, maxLength: 4 }),
       start: fc.integer({ min: -1, max: 1 }),
     });
     const story = fc.record({
-      readers: fc.array(reader, { minLength: 2, maxLength: 6 }),
+      subscribers: fc.array(subscriber, { minLength: 2, maxLength: 6 }),
       bursts: fc.array(
         fc.record({ count: fc.integer({ min: 1, max: 30 }), isTold: fc.boolean() }),
         {
@@ -166,10 +166,10 @@ describeOnPostgres("[6] EventHub, with many readers", (open: OpenDatabase) => {
       pageEvents: fc.integer({ min: 2, max: 16 }),
     });
     await fc.assert(
-      fc.asyncProperty(story, async ({ readers, bursts, maxBatchEvents, pageEvents }) => {
+      fc.asyncProperty(story, async ({ subscribers, bursts, maxBatchEvents, pageEvents }) => {
         const turn = await running(database);
         const hub = await openHub(database, { rereadMs: 10, maxBatchEvents, pageEvents });
-        const seen = readers.map(({ pieces, start }) => readInPieces(hub, turn, pieces, start));
+        const seen = subscribers.map(({ pieces, start }) => readInPieces(hub, turn, pieces, start));
         const write = writerOf(database, turn);
         for (const { count, isTold } of bursts) {
           const events = await write(count);
@@ -177,7 +177,7 @@ describeOnPostgres("[6] EventHub, with many readers", (open: OpenDatabase) => {
         }
         await endTurn(database, turn, { status: "completed" });
         const last = 2 + bursts.reduce((sum, { count }) => sum + count, 0);
-        for (const [at, { start }] of readers.entries()) {
+        for (const [at, { start }] of subscribers.entries()) {
           expect(await seen[at]).toEqual(upTo(last, start));
         }
         await hub.close();
@@ -223,7 +223,7 @@ describeOnPostgres("[6] EventHub, with many readers", (open: OpenDatabase) => {
     const closed = hub.close();
     gates[1]?.resolve();
     const broken = await Promise.allSettled(slow);
-    expect(broken.filter((reader) => reader.status === "fulfilled")).toEqual([]);
+    expect(broken.filter((each) => each.status === "fulfilled")).toEqual([]);
     await closed;
   });
 

@@ -147,7 +147,7 @@ describeWith(["postgres", "temporal"], "connections to the gateway", () => {
     simulator.assertConsumed();
   });
 
-  test("a slow reader gets everything and holds up nobody", async () => {
+  test("a slow subscriber gets everything and holds up nobody", async () => {
     const { client, simulator } = served;
     // With the whole text in each of the last events, more than the buffers of two sockets hold.
     const words = 4_000;

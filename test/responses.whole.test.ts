@@ -38,7 +38,7 @@ function* inPieces(events: Iterable<Event>): Generator<Event> {
   }
 }
 
-/** Texts by part, and everything else as it is: what a reader has in the end. */
+/** Texts by part, and everything else as it is: what a subscriber has in the end. */
 function read(events: Iterable<Event>): unknown {
   const texts = new Map<string, string>();
   const others: string[] = [];

@@ -4,8 +4,8 @@ import type { ModelEndpoint, UpstreamEvent } from "../src/responses/call.ts";
 import { failureRules, StepFailure } from "../src/turn/failures.ts";
 import type { Failure } from "../src/turn/failures.ts";
 import { userMessage } from "../src/turn/items.ts";
-import { readWireSamples, replay } from "./setup/wireSamples.ts";
-import type { Replay, WireSample } from "./setup/wireSamples.ts";
+import { readWireSamples, serveSample } from "./setup/wireSamples.ts";
+import type { SampleServer, WireSample } from "./setup/wireSamples.ts";
 
 const samples = readWireSamples();
 
@@ -45,7 +45,7 @@ test("every sample says where it comes from, and is named for its class", () => 
 });
 
 describe("an answer on the wire", () => {
-  let provider: Replay;
+  let provider: SampleServer;
   let endpoint: ModelEndpoint;
 
   beforeEach(() => vi.useFakeTimers({ toFake: ["Date"] }));
@@ -58,7 +58,7 @@ describe("an answer on the wire", () => {
 
   async function read(sample: WireSample): Promise<{ events: UpstreamEvent[]; failure?: Failure }> {
     if (sample.now !== null) vi.setSystemTime(sample.now);
-    provider = await replay(sample);
+    provider = await serveSample(sample);
     // Short only where it is waited for.
     const patienceMs = sample.ending === "silence" ? 300 : 10_000;
     const key = { apiKey: "a-key-that-is-long-enough", connectTimeoutMs: 5_000 };

@@ -156,7 +156,7 @@ describeWith(["postgres", "temporal"], "a turn whose model call goes wrong", () 
     expect(turn).toMatchObject({ status: "completed", text: eightWords });
   });
 
-  test("of what the reader saw of an abandoned call, closes the text and leaves it out", async () => {
+  test("of what subscribers saw of an abandoned call, closes the text and leaves it out", async () => {
     const turn = await run("default", fault.reset(3), fault.eof(5), text(answer));
     const closed = turn.events.filter((event) => event.type === "response.output_item.done");
     expect(closed.map((event) => (event["item"] as { status: string }).status)).toEqual([

@@ -88,7 +88,10 @@ test("a turn's story is told in the order of time, tool calls between model call
       { ...step, number: 3, name: "refund", outcome: "unknown", attempt: 2, finished_at: at(9) },
       { ...step, number: 4, state: "scheduled", outcome: null, attempt: 0, started_at: null },
     ],
-    model_calls: [call, { ...call, step: 5, started_at: at(10), ended_at: null, outcome: "open" }],
+    model_calls: [
+      call,
+      { ...call, step: 5, attempt: 3, started_at: at(10), ended_at: null, outcome: "open" },
+    ],
   });
   const lines = told.slice(told.indexOf("  at  step")).split("\n");
   expect(lines.slice(1, 6)).toEqual([
@@ -97,7 +100,7 @@ test("a turn's story is told in the order of time, tool calls between model call
     ),
     expect.stringMatching(/^ 3\.0s +2 +1 +tool order_status +ok +1\.0s$/),
     expect.stringMatching(/^ 3\.0s +3 +2 +tool refund +unknown +6\.0s$/),
-    expect.stringMatching(/^10\.0s +5 +1 +model gpt-6\.1-terra +running /),
+    expect.stringMatching(/^10\.0s +5 +3 +model gpt-6\.1-terra +running /),
     expect.stringMatching(/^ +4 +tool order_status +scheduled +-$/),
   ]);
 });

@@ -60,7 +60,7 @@ function endingFor(reason: EndReason): Ending {
 }
 
 /**
- * Sets the flag, wakes the worker that runs the step, and waits for it to end the turn; `null` when
+ * Sets the flag, wakes the worker that runs the step [12], and waits for it to end the turn; `null` when
  * there is nobody to wait for.
  */
 async function askOwner(parts: Parts, turn: Turn): Promise<TurnEnd | null> {

@@ -8,7 +8,10 @@ const maxModels = 1_000;
 /** Later attempts are sent in a pause too, so that their failures count and the turn ends [13]. */
 const maxHeldAttempts = 50;
 
-/** Thrown instead of sending a call whose model is paused; `delayMs` is when to try again. */
+/**
+ * Thrown instead of sending a call whose model is paused; `delayMs` is when to try again. It is
+ * Temporal that waits and tries again [11].
+ */
 export class ModelPaused extends Error {
   readonly delayMs: number;
 

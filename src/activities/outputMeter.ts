@@ -1,7 +1,7 @@
 import type { TurnEvent } from "../turn/events.ts";
 
 /**
- * Counts the bytes of JSON that the model writes, while it writes them and without counting any
+ * Counts the bytes of JSON that the model writes [13], while it writes them and without counting any
  * twice. Of an event only what it says counts, not its type and place.
  */
 export class OutputMeter {

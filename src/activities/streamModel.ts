@@ -111,7 +111,8 @@ export async function sayStaticAnswer(step: ModelStep, open: OpenCall): Promise<
 }
 
 /**
- * Streams the provider's events into the event log, up to the terminal one.
+ * Streams the provider's events into the event log, up to the terminal one or to the limit of
+ * output [13].
  *
  * @throws as {@link streamModel}.
  */

@@ -61,7 +61,7 @@ async function takeWhole(
   }
 }
 
-/** What readers saw is closed as incomplete [6], and the whole response follows. */
+/** What subscribers saw is closed as incomplete [6], and the whole response follows. */
 async function takeAnew(
   step: ModelStep,
   open: OpenCall,

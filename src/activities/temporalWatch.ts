@@ -4,7 +4,7 @@ import { heartbeatTimeoutMs } from "../turn/engineNames.ts";
 const askEveryMs = 1_000;
 
 /**
- * About when Temporal gives the step to another worker, so that a tool does not run at two places for
+ * About when Temporal gives the step to another worker, so that a tool does not run at two places [8] for
  * longer than it takes to look again; a shorter time would stop tools for every hiccup of Temporal.
  */
 const lostAfterMs = heartbeatTimeoutMs - askEveryMs;

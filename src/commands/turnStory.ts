@@ -63,7 +63,7 @@ function figure(call: Call, text: string): string {
 const columns = [
   { head: "at", isFigure: true },
   { head: "step", isFigure: true },
-  { head: "try", isFigure: true },
+  { head: "attempt", isFigure: true },
   { head: "what" },
   { head: "outcome" },
   { head: "took", isFigure: true },
@@ -79,7 +79,7 @@ interface Moment {
   rows: Row[];
 }
 
-function callMoment(story: Story, call: Call, tries: number): Moment {
+function callMoment(story: Story, call: Call): Moment {
   const rows: Row[] = [];
   const at = formatSpan(story.created_at, call.started_at);
   if (call.waited_ms !== null && call.waited_ms >= shownWaitMs) {
@@ -89,7 +89,7 @@ function callMoment(story: Story, call: Call, tries: number): Moment {
   rows.push([
     at,
     `${call.step}`,
-    `${tries}`,
+    `${call.attempt}`,
     `model ${call.model}`,
     outcome,
     formatSpan(call.started_at, call.ended_at),
@@ -121,11 +121,7 @@ function toolMoment(story: Story, step: Step): Moment {
 
 /** Model calls and tool calls in the order in which they began. */
 function chronicle(story: Story): string {
-  const tries = new Map<number, number>();
-  const calls = story.model_calls.map((call) => {
-    tries.set(call.step, (tries.get(call.step) ?? 0) + 1);
-    return callMoment(story, call, tries.get(call.step) ?? 1);
-  });
+  const calls = story.model_calls.map((call) => callMoment(story, call));
   const tools = story.steps
     .filter((step) => step.kind === "tool")
     .map((step) => toolMoment(story, step));

@@ -10,6 +10,7 @@ import { Refusal } from "../turn/failures.ts";
 
 /** Who sent a request. */
 export interface Caller {
+  /** The only one that the request sees [14]. */
   project: string;
   /** `null` where no key is needed. */
   apiKeyId: string | null;

@@ -21,7 +21,7 @@ function skipString(text: Buffer, start: number): number {
 }
 
 /**
- * Refuses JSON text that is nested deeper than {@link maxJsonDepth}, before anything recursive
+ * Refuses JSON text that is nested deeper than {@link maxJsonDepth} [13], before anything recursive
  * sees it.
  *
  * @throws Refusal `too_deep`.

@@ -8,7 +8,7 @@ const clearEveryMs = 1_000;
 
 /**
  * The connections of this gateway that follow turns which are to end with their followers. When the
- * last one of a turn breaks, the turn gets a time at which it is cancelled; a turn that is followed at
+ * last one of a turn breaks, the turn gets a time at which it is cancelled [12]; a turn that is followed at
  * any gateway loses it again.
  */
 export class Followers {

@@ -86,7 +86,7 @@ const encryptedReasoning = "reasoning.encrypted_content";
 /** Of a request about a kept response, which no model works on. */
 const askTimeoutMs = 30_000;
 
-/** What a call may not carry: Turnkeeper holds the conversation, the provider holds nothing. */
+/** Not the caller's to set: Turnkeeper holds the conversation, and `keepAs` says what is kept. */
 const ownedParameters = ["previous_response_id", "conversation", "background"];
 
 function toRequest(call: ModelCall, wantsReasoning: boolean): ResponseCreateParamsStreaming {

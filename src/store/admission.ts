@@ -206,6 +206,7 @@ export async function admitTurn(
       const before = await findRepetition(tx, admission);
       if (before !== null) return { turn: before, isNew: false, interrupted: null };
       const place = await (way?.place(tx) ?? findPlace(tx, admission));
+      // No call goes to the model without its output [9].
       if (place.holder === null) checkAnswers(place.pendingCalls, admission.request);
       else await checkQueue(tx, place, admission);
       const turn = await insertTurn(tx, admission, place);

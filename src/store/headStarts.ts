@@ -6,7 +6,7 @@ const prefix = "head-start:";
 /** A head start whose owner has not been seen for this long is taken over. */
 const headStartStaleMs = 3_000;
 
-/** The run id under which a step is claimed before Temporal has named its run. */
+/** The run id under which a step is claimed [3] before Temporal has named its run. */
 export function headStartRunId(): string {
   return `${prefix}${crypto.randomUUID()}`;
 }

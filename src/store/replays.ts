@@ -223,7 +223,7 @@ export async function readReplay(
   throw new Refusal("unknown_agent", `Version ${version} of the agent '${name}' is not on record.`);
 }
 
-/** What other turns of a chain of replays have on record of an effect. */
+/** What other turns of a chain of replays have on record of an effect [8]. */
 export interface RecordedEffect {
   outcome: Exclude<ToolOutcome, "not_run">;
   /** What the model was told; `null` where nobody could tell. */

@@ -48,8 +48,8 @@ export interface StepResult {
 }
 
 /**
- * Marks the step finished under its fence and stores its result; part of the transaction that ends
- * the step.
+ * Marks the step finished under its fence and stores its result, which answers every later claim [7];
+ * part of the transaction that ends the step.
  *
  * @throws Replaced when the writer has been replaced: the transaction must not go on.
  */

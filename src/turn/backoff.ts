@@ -8,8 +8,8 @@ const maxServerDelayMs = 10 * 60_000;
 const serverDelaySpread = 0.1;
 
 /**
- * How long to wait before the next attempt, in milliseconds: exponential with full jitter in its
- * upper half, and never shorter than the provider asked for. Temporal keeps the delay, not the worker.
+ * How long to wait before the next attempt, in milliseconds: exponential, the upper half of it
+ * jitter, and never shorter than the provider asked for. Temporal keeps the delay, not the worker.
  *
  * @param random in [0, 1).
  */

@@ -236,14 +236,14 @@ const isMessageWithText = ({ item }: OutputEntry): boolean =>
   item["type"] === "message" &&
   (item["content"] as { text?: string }[]).some((part) => (part.text ?? "") !== "");
 
-/** Of closed items the ones that are kept as part of the answer: messages whose reader saw text. */
+/** Of closed items the ones that are kept as part of the answer: messages with text that was seen. */
 export function partialAnswers(closed: ClosedItems): OutputEntry[] {
   return closed.output.filter(isMessageWithText);
 }
 
 /**
- * The messages that a call had finished when its turn ended in the middle of it: their reader saw
- * them whole.
+ * The messages that a call had finished when its turn ended in the middle of it: subscribers
+ * saw them whole.
  *
  * @param firstIndex the place of the call's first item; what lies before is of other calls.
  */

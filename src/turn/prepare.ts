@@ -25,8 +25,8 @@ const modelPattern = /^[\x21-\x7e]{1,256}$/;
 function findAgent(agents: readonly Agent[], name: string | null): [Agent, string] {
   const named = agents.find((agent) => agent.name === (name ?? defaultAgentName));
   if (named !== undefined) return [named, named.model];
-  const fallback = agents.find((agent) => agent.name === defaultAgentName);
-  if (fallback !== undefined && name) return [fallback, name];
+  const defaultAgent = agents.find((agent) => agent.name === defaultAgentName);
+  if (defaultAgent !== undefined && name) return [defaultAgent, name];
   throw new Refusal(
     "unknown_agent",
     `No agent '${name ?? defaultAgentName}' is registered, and no default agent that could use it as a model. Start a worker that defines it.`,

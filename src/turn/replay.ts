@@ -30,7 +30,10 @@ export interface TurnReplay {
 
 /** How a turn is replayed. Without options: it goes on behind its finished steps. */
 export interface ReplayOptions {
-  /** Takes no steps over. Default false, and true with `model`, `instructions` or `tools`. */
+  /**
+   * Takes no steps over. Default false, and true with `model`, `instructions`, `tools` or
+   * `contextStrategy`.
+   */
   fromStart?: boolean | undefined;
   /** A provider's model instead of the turn's. */
   model?: string | undefined;
@@ -81,7 +84,8 @@ function checkOptions(options: ReplayOptions): void {
     throw invalid("A dry run has no effects, so it cannot be allowed any.", "allow_effects");
   }
   if (hasOverride(options) && options.fromStart === false) {
-    const problem = "A turn with another model, instructions or tools is replayed from its start.";
+    const problem =
+      "A turn with a model, instructions, tools or strategy of its own is replayed from its start.";
     throw invalid(problem, "from_start");
   }
 }

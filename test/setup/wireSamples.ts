@@ -94,17 +94,18 @@ function bytesOf({ head, body, ending }: WireSample): string {
   return `${framed.join("\r\n")}\r\n\r\n${isFramed ? body : chunk + last}`;
 }
 
-export interface Replay {
+/** A server that answers as a sample does. */
+export interface SampleServer {
   baseUrl: string;
   /** Requests that have come. */
   requests(): number;
-  /** The reader has seen the first event: now the connection may break. */
+  /** The client has seen the first event: now the connection may break. */
   seen(): void;
   close(): Promise<void>;
 }
 
 /** Answers every request with the sample's bytes, written to the bare socket. */
-export async function replay(sample: WireSample): Promise<Replay> {
+export async function serveSample(sample: WireSample): Promise<SampleServer> {
   let requests = 0;
   const seen = Promise.withResolvers<void>();
   const answer = async (socket: Socket) => {
