@@ -89,8 +89,11 @@ const maxCachedWorkflows = 500;
  * so there are few of them while there is little to do.
  */
 const pollers = { type: "autoscaling", minimum: 1, initial: 2, maximum: 20 } as const;
-/** Cancels travel back on heartbeats, at least this often. */
-const maxHeartbeatThrottleIntervalMs = 1_000;
+/**
+ * Each waiting call costs Temporal one request in this time; two fit into the heartbeat timeout. Nobody
+ * waits for what comes back on them: cancels reach a worker by the record.
+ */
+const maxHeartbeatThrottleIntervalMs = 2_000;
 /** A dead worker's workflow tasks are taken over after this long; Temporal's default is 10 s. */
 const stickyTimeoutMs = 1_000;
 

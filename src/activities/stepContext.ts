@@ -12,7 +12,7 @@ import { persist } from "./persist.ts";
 import { StepStopped } from "./runningTurns.ts";
 
 /** Temporal throttles these; see `maxHeartbeatThrottleIntervalMs` of the worker. */
-const heartbeatEveryMs = 1_000;
+const heartbeatEveryMs = 2_000;
 
 const maxTryElsewhereMs = 30_000;
 
