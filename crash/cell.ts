@@ -5,8 +5,7 @@ import type { Turn } from "../src/turn/turn.ts";
 import type { Cell } from "./cells.ts";
 import type { Lane } from "./lane.ts";
 import type { LaneProcess } from "./laneProcess.ts";
-import type { MatrixPoint } from "./points.ts";
-import { describeWorkflow, untilQuiet } from "./quiet.ts";
+import { describeWorkflow, lostWorkflowTask, untilQuiet } from "./quiet.ts";
 import { pick, randomOf } from "./random.ts";
 import type { Random } from "./random.ts";
 import { expectedText, scriptModel } from "./scenario.ts";
@@ -20,10 +19,12 @@ import type { Problem } from "./verdict.ts";
 export interface CellResult {
   cell: Cell;
   problems: Problem[];
-  /** From the kill until another process has gone on with the turn. */
+  /** From the kill until another process has taken over what the victim died with. */
   resumeMs: number | null;
   /** From the kill to the turn's end on record; to the workflow's end, if the turn had ended. */
   recoverMs: number | null;
+  /** What the victim died with, as Temporal tells: its timeout is the one that has to pass. */
+  inside: "activity" | "workflow task";
   /** Calls to the model that were made and not used. */
   wasted: number;
   /** Connections of the subscriber. */
@@ -40,7 +41,15 @@ const quietWithinMs = 40_000;
 
 /** A result of which nothing is known yet. */
 export function noResult(cell: Cell): CellResult {
-  return { cell, problems: [], resumeMs: null, recoverMs: null, wasted: 0, connections: 0 };
+  return {
+    cell,
+    problems: [],
+    resumeMs: null,
+    recoverMs: null,
+    inside: "activity",
+    wasted: 0,
+    connections: 0,
+  };
 }
 
 const maxTries = 3;
@@ -75,8 +84,10 @@ async function tryCell(lane: Lane, cell: Cell, seed: number): Promise<CellResult
   const held = await within(Promise.race([reached, ended]), reachWithinMs);
   lane.tripwire.disarm();
   const struckAt = new Date();
-  const struck =
-    held === null ? Promise.resolve(notReached) : strike(lane, result, held, subscriber, random);
+  const { takeovers, struck } =
+    held === null
+      ? { takeovers: {}, struck: Promise.resolve(notReached) }
+      : strike(lane, cell, held, subscriber, random);
   await within(followed, endWithinMs);
   over.abort();
   const complaint = await struck;
@@ -87,28 +98,35 @@ async function tryCell(lane: Lane, cell: Cell, seed: number): Promise<CellResult
   await examine(lane, result, subscriber, calls);
   if (subscriber.turnId !== null) {
     result.recoverMs = await recovery(lane, subscriber.turnId, struckAt);
+    if (await lostWorkflowTask(lane, subscriber.turnId)) result.inside = "workflow task";
+    result.resumeMs = takeovers[result.inside] ?? null;
   }
   return result;
 }
 
+/** From the strike until another process has done its first of each, in milliseconds. */
+type Takeovers = Partial<Record<CellResult["inside"], number>>;
+
 /** Strikes, and notes when another process goes on with what the victim had under way. */
 function strike(
   lane: Lane,
-  result: CellResult,
+  cell: Cell,
   held: Held,
   subscriber: Subscriber,
   random: Random,
-): Promise<string | null> {
-  const { point, way } = result.cell;
-  const process = victimOf(lane, result.cell, held, subscriber, random);
+): { takeovers: Takeovers; struck: Promise<string | null> } {
+  const { point, way } = cell;
+  const process = victimOf(lane, cell, held, subscriber, random);
+  const takeovers: Takeovers = {};
   const struckAt = performance.now();
   lane.tripwire.onMoment = (moment) => {
-    if (moment.process === process.name || !isProgress(moment, point)) return;
-    result.resumeMs ??= performance.now() - struckAt;
+    const what = moment.process === process.name ? null : takenOver(moment);
+    if (what !== null) takeovers[what] ??= performance.now() - struckAt;
   };
-  return way
+  const struck = way
     .strike({ lane, point, held, subscriber, process })
     .catch((error: unknown) => `the harness failed: ${String(error)}`);
+  return { takeovers, struck };
 }
 
 /** Waits until nothing goes on any more, and holds the turn against everything that must hold of it. */
@@ -143,16 +161,19 @@ async function examine(
   );
 }
 
-const takeovers: ReadonlySet<string> = new Set([
-  "claim of a model step",
-  "claim of a tool step",
-  "RespondActivityTaskCompleted",
-]);
-
-/** What a process does that takes an activity or a workflow task over. */
-function isProgress({ what, side }: Moment, { inside }: MatrixPoint): boolean {
-  if (side === "before") return false;
-  return inside === "activity" ? takeovers.has(what) : what === "RespondWorkflowTaskCompleted";
+/** What a process takes over when it does this. */
+function takenOver({ what, side }: Moment): CellResult["inside"] | null {
+  if (side === "before") return null;
+  switch (what) {
+    case "claim of a model step":
+    case "claim of a tool step":
+    case "RespondActivityTaskCompleted":
+      return "activity";
+    case "RespondWorkflowTaskCompleted":
+      return "workflow task";
+    default:
+      return null;
+  }
 }
 
 /** Whose connection or stream it is that is held; else one that could be meant as well. */

@@ -7,8 +7,6 @@ export interface MatrixPoint extends Point {
   scenario: Scenario;
   /** What holds it: a message to a server can be lost, a stream or a tool's request goes on. */
   at: "statement" | "call" | "model" | "tool";
-  /** Whose death is found out by which timeout. */
-  inside: "activity" | "workflow task";
   /** Whether there is a workflow that can be terminated. */
   hasWorkflow: boolean;
 }
@@ -23,7 +21,7 @@ function point(
   over: Partial<MatrixPoint> = {},
 ): MatrixPoint {
   const side = "before";
-  return { name, scenario, at, what, side, nth: 1, inside: "activity", hasWorkflow: true, ...over };
+  return { name, scenario, at, what, side, nth: 1, hasWorkflow: true, ...over };
 }
 
 /** A message that is held before it reaches the server, and another time when it was answered. */
@@ -42,18 +40,6 @@ function bothSides(
 const workflowTask = "RespondWorkflowTaskCompleted";
 const activity = "RespondActivityTaskCompleted";
 
-/** Once Temporal knows, it hands the worker that told it the next workflow task. */
-function knownToTemporal(scenario: Scenario, what: string, nth = 1): MatrixPoint[] {
-  return [
-    point(scenario, "call", activity, `before Temporal knows of ${what}`, { nth }),
-    point(scenario, "call", activity, `after Temporal knows of ${what}`, {
-      side: "after",
-      nth,
-      inside: "workflow task",
-    }),
-  ];
-}
-
 /** In the order of a turn: first those of a turn of one call, then what tools add to it. */
 export const points: readonly MatrixPoint[] = [
   ...bothSides("answer", "statement", "admission", "the admission", notStarted),
@@ -63,9 +49,7 @@ export const points: readonly MatrixPoint[] = [
     ...notStarted,
     by: "gateway",
   }),
-  point("answer", "call", workflowTask, "inside the first workflow task", {
-    inside: "workflow task",
-  }),
+  point("answer", "call", workflowTask, "inside the first workflow task"),
   point("answer", "call", workflowTask, "after the first workflow task", { side: "after" }),
   ...bothSides("answer", "statement", "claim of a model step", "the claim of the model step"),
   point("answer", "model", "model call", "model call sent"),
@@ -77,9 +61,8 @@ export const points: readonly MatrixPoint[] = [
   point("answer", "model", "mid-stream", "mid-stream"),
   ...bothSides("answer", "statement", "flush", "a later write of events", { nth: 2 }),
   ...bothSides("answer", "statement", "ending of the turn", "the ending transaction"),
-  ...knownToTemporal("answer", "the ending"),
+  ...bothSides("answer", "call", activity, "Temporal knows of the ending"),
   point("answer", "call", workflowTask, "inside the last workflow task", {
-    inside: "workflow task",
     nth: 2,
   }),
   point("answer", "call", workflowTask, "after the last workflow task", {
@@ -88,9 +71,8 @@ export const points: readonly MatrixPoint[] = [
     hasWorkflow: false,
   }),
   ...bothSides("tools", "statement", "ending of a model step", "the ending of the model step"),
-  ...knownToTemporal("tools", "the model step"),
+  ...bothSides("tools", "call", activity, "Temporal knows of the model step"),
   point("tools", "call", workflowTask, "inside the workflow task that starts tools", {
-    inside: "workflow task",
     nth: 2,
   }),
   ...bothSides("tools", "statement", "claim of a tool step", "the claim of a tool step"),
@@ -99,7 +81,7 @@ export const points: readonly MatrixPoint[] = [
   point("tools", "tool", "start of look_up", "repeatable tool start"),
   point("tools", "tool", "end of look_up", "repeatable tool end"),
   ...bothSides("tools", "statement", "ending of a tool step", "the ending of a tool step"),
-  ...knownToTemporal("tools", "a tool", 2),
+  ...bothSides("tools", "call", activity, "Temporal knows of a tool", { nth: 2 }),
   ...bothSides("tools", "statement", "claim of a model step", "the claim of a later model step", {
     nth: 2,
   }),

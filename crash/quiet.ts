@@ -48,6 +48,17 @@ export async function describeWorkflow(
   }
 }
 
+/** `TIMEOUT_TYPE_START_TO_CLOSE` of Temporal's API. */
+const startToClose = 1;
+
+/** Whether a worker died with a workflow task of the turn: its history says so. */
+export async function lostWorkflowTask(lane: Lane, turnId: string): Promise<boolean> {
+  const { events } = await lane.temporal.workflow.getHandle(turnId).fetchHistory();
+  return (events ?? []).some(
+    (event) => event.workflowTaskTimedOutEventAttributes?.timeoutType === startToClose,
+  );
+}
+
 async function whatRuns(lane: Lane, turnIds: readonly string[]): Promise<string[]> {
   const left = await leftInDatabase(lane);
   if (lane.simulator.connections() > 0) left.push("the model's streams are open");

@@ -74,9 +74,9 @@ function spread(samples: readonly number[]): string {
   return `${p50} / ${p95} / ${seconds(Math.max(...samples))} s (${samples.length})`;
 }
 
-function recoveries(results: readonly CellResult[], inside: string): Figure {
+function recoveries(results: readonly CellResult[], inside: CellResult["inside"]): Figure {
   const barMs = inside === "activity" ? activityBarMs : workflowTaskBarMs;
-  const kills = results.filter(({ cell }) => cell.point.inside === inside);
+  const kills = results.filter((result) => result.inside === inside);
   const samples = kills.flatMap(({ resumeMs }) => (resumeMs === null ? [] : [resumeMs]));
   return {
     what: `worker killed inside ${inside === "activity" ? "an activity" : "a workflow task"}: another goes on after, p50 / p95 / max`,

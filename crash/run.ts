@@ -105,11 +105,11 @@ const results = await runMatrix({
     environment: laneEnvironment,
   },
   logFolder,
-  onResult({ cell, problems, recoverMs }) {
+  onResult({ cell, problems, recoverMs, resumeMs, inside }) {
     const elapsed = ((performance.now() - startedAt) / 1_000).toFixed(0).padStart(5);
     const outcome =
       problems.length === 0
-        ? `ok ${seconds(recoverMs)} s`
+        ? `ok, gone on with after ${seconds(resumeMs)} s, ended after ${seconds(recoverMs)} s (${inside})`
         : `BROKEN ${problems.map(({ breach, detail }) => `${breach}: ${detail}`).join("; ")}`;
     say(`[${elapsed} s] ${++done}/${cells.length} ${cell.name}: ${outcome}`);
   },

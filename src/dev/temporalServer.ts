@@ -38,6 +38,8 @@ export interface TemporalServerOptions {
   binary: string;
   /** Keeps workflows over restarts; in memory if absent. */
   dbFilename?: string;
+  /** `NAME=VALUE`, for the database file. */
+  sqlitePragmas?: readonly string[];
   /** Of the gRPC front end; any free one if absent. */
   port?: number;
   /** Of the Web UI; no UI if absent. */
@@ -103,7 +105,8 @@ export async function startTemporalServer(options: TemporalServerOptions): Promi
 }
 
 function commandArguments(options: TemporalServerOptions & { port: number }): string[] {
-  const { port, uiPort, dbFilename, namespace, searchAttributes = searchAttributeNames } = options;
+  const { port, uiPort, dbFilename, namespace, sqlitePragmas = [] } = options;
+  const { searchAttributes = searchAttributeNames } = options;
   const listen = ["--ip", loopback, "--port", String(port)];
   return [
     "server",
@@ -111,6 +114,7 @@ function commandArguments(options: TemporalServerOptions & { port: number }): st
     ...listen,
     ...(uiPort === undefined ? ["--headless"] : ["--ui-port", String(uiPort)]),
     ...(dbFilename === undefined ? [] : ["--db-filename", dbFilename]),
+    ...sqlitePragmas.flatMap((pragma) => ["--sqlite-pragma", pragma]),
     ...(namespace === undefined ? [] : ["--namespace", namespace]),
     ...dynamicConfig.flatMap((setting) => ["--dynamic-config-value", setting]),
     ...searchAttributes.flatMap((name) => ["--search-attribute", `${name}=Keyword`]),
