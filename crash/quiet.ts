@@ -53,6 +53,8 @@ const startToClose = 1;
 
 /** Whether a worker died with a workflow task of the turn: its history says so. */
 export async function lostWorkflowTask(lane: Lane, turnId: string): Promise<boolean> {
+  // A turn that a head start has ended before Temporal was told of it has no workflow.
+  if ((await describeWorkflow(lane, turnId)) === null) return false;
   const { events } = await lane.temporal.workflow.getHandle(turnId).fetchHistory();
   return (events ?? []).some(
     (event) => event.workflowTaskTimedOutEventAttributes?.timeoutType === startToClose,
