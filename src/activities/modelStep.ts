@@ -263,9 +263,10 @@ async function stopStep(step: ModelStep, stopped: StepStopped): Promise<StepVerd
     throw retryLater("fenced");
   }
   if (stopped.reason === "handover") {
-    // A response that the provider keeps is gone on with; nothing of it is lost.
-    if (step.keptId === null) await settle(step);
-    else await step.writer.flush(step.takenBack);
+    // A response that the provider keeps is gone on with, also one that had ended before this did.
+    const isKept = step.agent.durability === "background" && step.ledger.responseId !== null;
+    if (isKept) await step.writer.flush(step.takenBack);
+    else await settle(step);
     throw retryLater("handover", 0);
   }
   await settle(step);
