@@ -68,6 +68,12 @@ async function startDirectly(parts: Deployment, request: object): Promise<KeptRu
   return { workflowId: (await temporal.workflow.start("conversationTurn", options)).workflowId };
 }
 
+/** The activity that a workflow waits for. */
+async function pendingActivity({ temporal }: Deployment, { workflowId }: KeptRun) {
+  const { raw } = await temporal.workflow.getHandle(workflowId).describe();
+  return raw.pendingActivities?.[0];
+}
+
 /** A turn that is started directly and waits behind another one, until that one is let go on. */
 async function startQueued(parts: Deployment) {
   const { simulator, database, turnkeeper } = parts;
@@ -77,10 +83,7 @@ async function startQueued(parts: Deployment) {
   const holder = await turnkeeper.turns.start({ input: "Hi", conversation });
   await holding.reached;
   const queued = await startDirectly(parts, { input: "Hi", conversation });
-  for (let status = ""; status !== "queued";) {
-    const turn = await turnkeeper.turns.read(queued.workflowId).catch(() => null);
-    status = turn?.status ?? "";
-  }
+  while ((await pendingActivity(parts, queued))?.activityType?.name !== "awaitGrant");
   return { queued, holder, open: holding.open };
 }
 
@@ -94,12 +97,11 @@ async function startPaused({ simulator, turnkeeper }: Deployment): Promise<TurnH
 }
 
 /** An activity fails for good, as when an operator fails it in Temporal. */
-async function failActivity({ temporal }: Deployment, workflowId: string): Promise<void> {
-  const { raw } = await temporal.workflow.getHandle(workflowId).describe();
-  await temporal.workflowService.respondActivityTaskFailedById({
+async function failActivity(parts: Deployment, run: KeptRun): Promise<void> {
+  await parts.temporal.workflowService.respondActivityTaskFailedById({
     namespace: "default",
-    workflowId,
-    activityId: raw.pendingActivities?.[0]?.activityId ?? null,
+    workflowId: run.workflowId,
+    activityId: (await pendingActivity(parts, run))?.activityId ?? null,
     failure: { message: "by hand", applicationFailureInfo: { nonRetryable: true } },
   });
 }
@@ -108,16 +110,16 @@ async function failActivity({ temporal }: Deployment, workflowId: string): Promi
 export function historyShapes(parts: Deployment): Record<string, () => Promise<KeptRun>> {
   const { simulator, turnkeeper, temporal } = parts;
 
-  async function run(script: readonly ScriptStep[], request: object = {}): Promise<KeptRun> {
+  async function answered(script: readonly ScriptStep[], request: object = {}): Promise<KeptRun> {
     simulator.script(...script);
     return { workflowId: (await turnkeeper.turns.start({ input: "Hi", ...request })).id };
   }
 
   return {
     async activityFailed() {
-      const { id: workflowId } = await startPaused(parts);
-      await failActivity(parts, workflowId);
-      return { workflowId };
+      const run = { workflowId: (await startPaused(parts)).id };
+      await failActivity(parts, run);
+      return run;
     },
     async cancelled() {
       const turn = await startPaused(parts);
@@ -132,11 +134,11 @@ export function historyShapes(parts: Deployment): Record<string, () => Promise<K
       await ended(holder);
       return queued;
     },
-    clientCalls: () => run([calls([call("echo"), call("ask_user")])], { tools: [clientTool] }),
+    clientCalls: () => answered([calls([call("echo"), call("ask_user")])], { tools: [clientTool] }),
     // Its last run; `continuing` is the first one of another.
-    continued: () => run(longTurn.script()),
+    continued: () => answered(longTurn.script()),
     async continuing() {
-      const { workflowId } = await run(longTurn.script());
+      const { workflowId } = await answered(longTurn.script());
       await workflowEnd(temporal, workflowId);
       const { raw } = await temporal.workflow.getHandle(workflowId).describe();
       return { workflowId, runId: raw.workflowExecutionInfo?.firstRunId ?? "" };
@@ -145,8 +147,8 @@ export function historyShapes(parts: Deployment): Record<string, () => Promise<K
       simulator.script(text("Done."));
       return startDirectly(parts, { input: "Hi" });
     },
-    failed: () => run([fault.quota()]),
-    oneCall: () => run([text("Done.")]),
+    failed: () => answered([fault.quota()]),
+    oneCall: () => answered([text("Done.")]),
     async queuedDirectStart() {
       const { queued, open } = await startQueued(parts);
       simulator.script(text("Second."));
@@ -154,7 +156,7 @@ export function historyShapes(parts: Deployment): Record<string, () => Promise<K
       return queued;
     },
     refusedDirectStart: () => startDirectly(parts, { model: "gpt-test" }),
-    stepLimit: () => run([calls([call("echo")]), text("That is all.")], { model: "one_step" }),
-    tools: () => run([calls([call("echo"), call("fail")]), text("Done.")]),
+    stepLimit: () => answered([calls([call("echo")]), text("That is all.")], { model: "one_step" }),
+    tools: () => answered([calls([call("echo"), call("fail")]), text("Done.")]),
   };
 }
