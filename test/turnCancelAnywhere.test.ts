@@ -143,6 +143,18 @@ function cancelAnywhere({ headStart, durability = "foreground" }: Circumstances)
     }
   }
 
+  /** A kept response goes on until it is cancelled at the provider, unless its end has come before. */
+  async function expectNothingGoesOn(turn: TurnHandle): Promise<void> {
+    const { bill, requests } = served.simulator;
+    const paths = () => requests.map(({ path }) => path);
+    const ledger = await readModelCalls(served.database, "default", turn.id);
+    for (const { outcome, responseId } of ledger) {
+      const hasEnded = bill.find((each) => each.responseId === responseId)?.finalEventSent;
+      if (outcome === "used" || responseId === null || hasEnded) continue;
+      await expect.poll(paths).toContain(`/v1/responses/${responseId}/cancel`);
+    }
+  }
+
   async function cancelAt(way: Way, at: Moment): Promise<void> {
     const { simulator, turnkeeper } = served;
     happenings = new Happenings();
@@ -161,6 +173,7 @@ function cancelAnywhere({ headStart, durability = "foreground" }: Circumstances)
     if (status === "completed") expect(response.output).toHaveLength(everything);
     await vi.waitFor(() => expect(simulator.connections()).toBe(0));
     await expectLedgerMatchesBill(turn, input);
+    if (durability === "background") await expectNothingGoesOn(turn);
     simulator.reset();
     await expectUsable(turn);
   }
