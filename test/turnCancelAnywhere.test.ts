@@ -69,12 +69,12 @@ const work = defineTool({
   },
 });
 
-function scriptTurn(simulator: Simulator): void {
+function scriptTurn(simulator: Simulator, deltaDelayMs: number): void {
   const twice = () => [
     { name: "work", arguments: {} },
     { name: "work", arguments: {} },
   ];
-  const slowly = { deltaDelayMs: 2 };
+  const slowly = { deltaDelayMs };
   simulator.script(
     calls(twice(), { text: "I am at it", ...slowly }),
     fault.rateLimit({ ms: 100 }),
@@ -159,7 +159,8 @@ function cancelAnywhere({ headStart, durability = "foreground" }: Circumstances)
     const { simulator, turnkeeper } = served;
     happenings = new Happenings();
     simulator.reset();
-    scriptTurn(simulator);
+    // Slow enough for a cancel to find a kept response that still goes on.
+    scriptTurn(simulator, durability === "background" ? 20 : 2);
     const input = `Work twice (${crypto.randomUUID()})`;
     const turn = await turnkeeper.turns.start({ input });
     const end = turn.result();
