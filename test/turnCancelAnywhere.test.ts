@@ -197,7 +197,7 @@ function cancelAnywhere({ headStart, durability = "foreground" }: Circumstances)
     async () => {
       await fc.assert(
         fc.asyncProperty(moments, ({ way, at }) => cancelAt(way, at)),
-        { numRuns: 15 },
+        { numRuns: 15, endOnFailure: true },
       );
     },
     manyTurnsTimeoutMs,
