@@ -4,6 +4,7 @@ import { fileURLToPath } from "node:url";
 import { describe, expect, test } from "vitest";
 import { environment } from "../src/config.ts";
 import { failureRules, refusalRules } from "../src/turn/failures.ts";
+import { defaultTurnLimits, disconnectGraceMs } from "../src/turn/limits.ts";
 import { readWireSamples } from "./setup/wireSamples.ts";
 
 const checkout = fileURLToPath(new URL("..", import.meta.url));
@@ -35,6 +36,12 @@ function table(path: string, columns: readonly string[]): string[][] {
       .map((cell) => cell.trim().replaceAll("`", "")),
   );
 }
+
+/** A number as the tables write it. */
+const grouped = (value: number) => value.toLocaleString("en-US");
+
+const ownHeaders = /x-turnkeeper-[a-z-]+/g;
+const isOwnHeader = (name: string) => name.startsWith("x-turnkeeper-");
 
 /** Markdown without its code blocks. */
 function prose(path: string): string {
@@ -90,6 +97,27 @@ describe("tables of the documentation", () => {
     ]);
     expect(rows.map((row) => row.slice(0, 3))).toEqual(real);
   });
+
+  test("architecture.md lists every limit of a turn with its default", () => {
+    const rows = table("docs/architecture.md", ["limit", "default", "when it is reached"]);
+    const documented = Object.fromEntries(rows.map(([name, value]) => [name, value]));
+    const real = Object.entries(defaultTurnLimits).map(([name, value]) => [name, grouped(value)]);
+    expect(documented).toEqual(Object.fromEntries(real));
+    expect(rows).toHaveLength(real.length);
+  });
+
+  test("http-api.md lists every header of the gateway's own", () => {
+    const rows = ["request header", "answer header"].flatMap((head) =>
+      table("docs/http-api.md", [head, "meaning"]),
+    );
+    const documented = new Set(rows.map(([name = ""]) => name).filter(isOwnHeader));
+    const sources = readdirSync(resolve(checkout, "src/gateway"));
+    const named = sources.flatMap((file) => read(`src/gateway/${file}`).match(ownHeaders) ?? []);
+    expect(documented).toEqual(new Set(named));
+    const grace = rows.find(([name]) => name === "x-turnkeeper-disconnect-grace-ms")?.[1];
+    const { min, max, default: usual } = disconnectGraceMs;
+    expect(grace).toContain(`${grouped(min)} to ${grouped(max)}, default ${grouped(usual)}`);
+  });
 });
 
 test("failures.md lists the provider's reasons for an incomplete response", () => {
@@ -117,7 +145,7 @@ describe.each(documents)("%s", (path) => {
       .map(([, run, short]) => run ?? short ?? "")
       .filter((s) => !(s in scripts));
     expect(unknown).toEqual([]);
-    const files = [...read(path).matchAll(/`((?:src|test|bench|setup)\/[\w./-]+)`/g)];
+    const files = [...read(path).matchAll(/`((?:src|test|bench|setup|crash)\/[\w./-]+)`/g)];
     const missing = files
       .map(([, file = ""]) => file)
       .filter((file) => !file.includes("NNNN") && !existsSync(resolve(checkout, file)));

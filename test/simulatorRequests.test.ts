@@ -212,14 +212,20 @@ test("steps with a match wait for their request; functions see it; always stays"
 
 test("the bill has every call with its tokens, metadata and ending", async () => {
   simulator.script(
-    text("Hello", { usage: { inputTokens: 100, cachedTokens: 40, outputTokens: 20 } }),
+    text("Hello", {
+      usage: { inputTokens: 100, cachedTokens: 40, cacheWriteTokens: 30, outputTokens: 20 },
+    }),
     fault.rateLimit(),
     join(reasoning("think"), text("Hello")),
   );
   const create = (turn: string) =>
     client.responses.create({ model, input: "hi", metadata: { turn } }).catch(() => undefined);
   const first = await create("t1");
-  expect(first?.usage).toMatchObject({ input_tokens: 100, total_tokens: 120 });
+  expect(first?.usage).toMatchObject({
+    input_tokens: 100,
+    input_tokens_details: { cached_tokens: 40, cache_write_tokens: 30 },
+    total_tokens: 120,
+  });
   await create("t2");
   await create("t3");
   expect(simulator.bill).toMatchObject([
@@ -229,6 +235,7 @@ test("the bill has every call with its tokens, metadata and ending", async () =>
       status: "completed",
       inputTokens: 100,
       cachedTokens: 40,
+      cacheWriteTokens: 30,
       outputTokens: 20,
       finalEventSent: true,
       metadata: { turn: "t1" },

@@ -21,6 +21,11 @@ interface Moment {
   loops: number;
 }
 
+interface Circumstances {
+  headStart: boolean;
+  durability?: "foreground" | "background";
+}
+
 const manyTurnsTimeoutMs = 120_000;
 
 /** Requests, their deltas and tools, the delay before a retry, and the last answer. */
@@ -64,12 +69,12 @@ const work = defineTool({
   },
 });
 
-function scriptTurn(simulator: Simulator): void {
+function scriptTurn(simulator: Simulator, deltaDelayMs: number): void {
   const twice = () => [
     { name: "work", arguments: {} },
     { name: "work", arguments: {} },
   ];
-  const slowly = { deltaDelayMs: 2 };
+  const slowly = { deltaDelayMs };
   simulator.script(
     calls(twice(), { text: "I am at it", ...slowly }),
     fault.rateLimit({ ms: 100 }),
@@ -88,17 +93,19 @@ function scriptTurn(simulator: Simulator): void {
 }
 
 describeWith(["postgres", "temporal"], "[12] a turn that is cancelled at any moment", () => {
-  describe("when Temporal starts it", () => cancelAnywhere(false));
-  describe("when it has a head start", () => cancelAnywhere(true));
+  describe("when Temporal starts it", () => cancelAnywhere({ headStart: false }));
+  describe("when it has a head start", () => cancelAnywhere({ headStart: true }));
+  describe("when the provider keeps its responses", () =>
+    cancelAnywhere({ headStart: false, durability: "background" }));
 });
 
-function cancelAnywhere(headStart: boolean): void {
+function cancelAnywhere({ headStart, durability = "foreground" }: Circumstances): void {
   let served: Served;
 
   beforeAll(async () => {
     served = await serve({
       tools: [work],
-      agents: [defineAgent({ name: "default", model: "gpt-test", tools: ["work"] })],
+      agents: [defineAgent({ name: "default", model: "gpt-test", tools: ["work"], durability })],
       headStart,
     });
   });
@@ -123,7 +130,7 @@ function cancelAnywhere(headStart: boolean): void {
     const ledger = await readModelCalls(served.database, "default", turn.id);
     const { bill, requests } = served.simulator;
     // A request that was cut off may be read after the next turn has begun.
-    const own = requests.filter(({ body }) => JSON.stringify(body.input).includes(input));
+    const own = requests.filter(({ body }) => JSON.stringify(body).includes(input));
     const billed = bill.filter(({ requestId }) => own.some((each) => each.requestId === requestId));
     expect(ledger.filter((call) => call.outcome === "open")).toEqual([]);
     expect(ledger.length - billed.length).toBeGreaterThanOrEqual(0);
@@ -136,11 +143,24 @@ function cancelAnywhere(headStart: boolean): void {
     }
   }
 
+  /** A kept response goes on until it is cancelled at the provider, unless its end has come before. */
+  async function expectNothingGoesOn(turn: TurnHandle): Promise<void> {
+    const { bill, requests } = served.simulator;
+    const paths = () => requests.map(({ path }) => path);
+    const ledger = await readModelCalls(served.database, "default", turn.id);
+    for (const { outcome, responseId } of ledger) {
+      const hasEnded = bill.find((each) => each.responseId === responseId)?.finalEventSent;
+      if (outcome === "used" || responseId === null || hasEnded) continue;
+      await expect.poll(paths).toContain(`/v1/responses/${responseId}/cancel`);
+    }
+  }
+
   async function cancelAt(way: Way, at: Moment): Promise<void> {
     const { simulator, turnkeeper } = served;
     happenings = new Happenings();
     simulator.reset();
-    scriptTurn(simulator);
+    // Slow enough for a cancel to find a kept response that still goes on.
+    scriptTurn(simulator, durability === "background" ? 20 : 2);
     const input = `Work twice (${crypto.randomUUID()})`;
     const turn = await turnkeeper.turns.start({ input });
     const end = turn.result();
@@ -154,6 +174,7 @@ function cancelAnywhere(headStart: boolean): void {
     if (status === "completed") expect(response.output).toHaveLength(everything);
     await vi.waitFor(() => expect(simulator.connections()).toBe(0));
     await expectLedgerMatchesBill(turn, input);
+    if (durability === "background") await expectNothingGoesOn(turn);
     simulator.reset();
     await expectUsable(turn);
   }
@@ -165,7 +186,9 @@ function cancelAnywhere(headStart: boolean): void {
     const { conversationId: conversation } = turn;
     const next = await turnkeeper.turns.start({ input: "Go on", conversation });
     expect(await ended(next)).toMatchObject({ status: "completed", text: "Going on." });
-    const { items } = simulator.requests.at(-1) as SimulatedRequest;
+    const isCall = ({ path }: SimulatedRequest) => path === "/v1/responses";
+    // A kept response may still be cancelled behind it.
+    const { items } = simulator.requests.findLast(isCall) as SimulatedRequest;
     expect(unansweredCalls(items as never)).toEqual([]);
   }
 
@@ -174,7 +197,7 @@ function cancelAnywhere(headStart: boolean): void {
     async () => {
       await fc.assert(
         fc.asyncProperty(moments, ({ way, at }) => cancelAt(way, at)),
-        { numRuns: 15 },
+        { numRuns: 15, endOnFailure: true },
       );
     },
     manyTurnsTimeoutMs,

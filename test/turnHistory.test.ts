@@ -4,19 +4,16 @@ import { DeterminismViolationError } from "@temporalio/workflow";
 import { bundleWorkflowCode, Worker } from "@temporalio/worker";
 import { afterAll, afterEach, beforeAll, expect, test } from "vitest";
 import type { TurnHandle } from "../src/turns.ts";
-import { calls, fault, gate, text } from "../src/simulator/server.ts";
-import { createConversation } from "../src/store/conversations.ts";
-import { defineTool } from "../src/tools/defineTool.ts";
-import { defineAgent } from "../src/turn/agent.ts";
-import { newId } from "../src/turn/ids.ts";
+import { calls, fault, text } from "../src/simulator/server.ts";
 import { deploy } from "./setup/deployment.ts";
 import type { Deployment } from "./setup/deployment.ts";
 import {
   keepHistory,
-  mayUpdateHistories,
+  mayAddHistories,
   readableHistory,
   storedHistories,
 } from "./setup/histories.ts";
+import { agents, historyShapes, longTurn, secret, tools } from "./setup/historyShapes.ts";
 import { describeWith } from "./setup/servers.ts";
 import { ended } from "./setup/turnStream.ts";
 import { workflowEnd } from "./setup/workflowEnd.ts";
@@ -25,54 +22,20 @@ import { workflowEnd } from "./setup/workflowEnd.ts";
 const maxOneCall = { events: 12, bytes: 8 * 1024 };
 const maxFurtherStep = { events: 6, bytes: 2 * 1024 };
 
-const secret = "the-caller's-own-words";
 const longTurnTimeoutMs = 60_000;
-
-const tools = [
-  defineTool({
-    name: "echo",
-    description: "Answers at once.",
-    parameters: { type: "object", properties: {} },
-    handler: () => `echo ${secret}`,
-  }),
-  defineTool({
-    name: "fail",
-    description: "Throws.",
-    parameters: { type: "object", properties: {} },
-    handler() {
-      throw new Error(secret);
-    },
-  }),
-];
 
 describeWith(["postgres", "temporal"], "the history of a turn", () => {
   let deployment: Deployment;
   let temporal: Client;
 
   beforeAll(async () => {
-    deployment = await deploy({
-      tools,
-      agents: [
-        defineAgent({
-          name: "default",
-          model: "gpt-test",
-          tools: ["echo", "fail"],
-          limits: { maxSteps: 1_000, maxRepeatedCalls: 1_000 },
-        }),
-      ],
-    });
+    deployment = await deploy({ tools, agents });
     ({ temporal } = deployment);
   });
 
   afterAll(() => deployment.close());
 
   afterEach(() => deployment.endScript());
-
-  /** Enough for a second run. */
-  const rounds = 6;
-  const callsPerRound = 32;
-  const manyCalls = () =>
-    calls(Array.from({ length: callsPerRound }, () => ({ name: "echo", arguments: {} })));
 
   const start = (input: string, more: object = {}): Promise<TurnHandle> =>
     deployment.turnkeeper.turns.start({ input, ...more });
@@ -169,11 +132,11 @@ describeWith(["postgres", "temporal"], "the history of a turn", () => {
     "continues as new when it gets long, and the turn goes on where it was",
     async () => {
       const { simulator } = deployment;
-      simulator.script(...Array.from({ length: rounds }, manyCalls), text("Done."));
+      simulator.script(...longTurn.script());
       const turn = await start("Work");
       const result = await ended(turn);
       expect(result).toMatchObject({ status: "completed", text: "Done." });
-      expect(result.response.output).toHaveLength(rounds * callsPerRound + 1);
+      expect(result.response.output).toHaveLength(longTurn.outputItems);
       const workflow = temporal.workflow.getHandle(turn.id);
       expect(await workflow.result()).toEqual({ status: "completed" });
       const { raw, searchAttributes, runId } = await workflow.describe();
@@ -183,17 +146,21 @@ describeWith(["postgres", "temporal"], "the history of a turn", () => {
     longTurnTimeoutMs,
   );
 
-  test("of every shape that is stored can be replayed by today's workflow code", async () => {
-    await keepHistories();
-    const replayed = await replayStored("../src/workflows/index.ts");
-    expect(replayed.map(({ workflowId }) => workflowId)).toEqual(shapes);
-    expect(replayed.filter(({ error }) => error !== undefined)).toEqual([]);
-  });
+  test(
+    "of every shape that is stored can be replayed by today's workflow code",
+    async () => {
+      await keepHistories();
+      const replayed = await replayStored("../src/workflows/index.ts");
+      expect(replayed.map(({ workflowId }) => workflowId)).toEqual(shapes());
+      expect(replayed.filter(({ error }) => error !== undefined)).toEqual([]);
+    },
+    longTurnTimeoutMs,
+  );
 
   test("of every shape cannot be replayed by workflow code with one activity more", async () => {
     const replayed = await replayStored("./setup/changedWorkflow.ts");
     expect(replayed.map(({ error }) => error)).toEqual(
-      shapes.map(() => expect.any(DeterminismViolationError) as unknown),
+      shapes().map(() => expect.any(DeterminismViolationError) as unknown),
     );
   });
 
@@ -212,65 +179,17 @@ describeWith(["postgres", "temporal"], "the history of a turn", () => {
       .sort((left, right) => left.workflowId.localeCompare(right.workflowId));
   }
 
-  const shapes = [
-    "cancelled",
-    "continued",
-    "directStart",
-    "failed",
-    "oneCall",
-    "queuedDirectStart",
-    "tools",
-  ];
+  const shapes = () => Object.keys(historyShapes(deployment));
 
-  /** Makes a history of each shape; does nothing unless they are to be updated. */
+  /** Makes the histories that are missing; does nothing unless some may be added. */
   async function keepHistories(): Promise<void> {
-    if (!mayUpdateHistories) return;
-    const { simulator, database, taskQueue } = deployment;
-    const keep = async (name: string, workflowId: string) => {
-      await workflowEnd(temporal, workflowId);
-      await keepHistory(name, temporal, workflowId);
-    };
-    const direct = async (request: object) => {
-      const options = { taskQueue, workflowId: newId("turn"), args: [{ request }] };
-      return (await temporal.workflow.start("conversationTurn", options)).workflowId;
-    };
-    simulator.script(text("Done."));
-    await keep("oneCall", (await start("Hi")).id);
-    simulator.script(
-      calls([
-        { name: "echo", arguments: {} },
-        { name: "fail", arguments: {} },
-      ]),
-    );
-    simulator.script(text("Done."));
-    await keep("tools", (await start("Hi")).id);
-    simulator.script(fault.quota());
-    await keep("failed", (await start("Hi")).id);
-    const pause = gate(1);
-    simulator.script(text("Never said.", { pauseAfter: pause }));
-    const cancelled = await start("Hi");
-    await pause.reached;
-    await cancelled.cancel();
-    await keep("cancelled", cancelled.id);
-    simulator.script(text("Done."));
-    await keep("directStart", await direct({ input: "Hi" }));
-    const conversation = (await createConversation(database, "default", {}, [])).id;
-    const holding = gate(1);
-    simulator.script(text("First.", { pauseAfter: holding }), text("Second."));
-    await start("Hi", { conversation });
-    await holding.reached;
-    const queued = await direct({ input: "Hi", conversation });
-    await untilQueued(queued);
-    holding.open();
-    await keep("queuedDirectStart", queued);
-    simulator.script(...Array.from({ length: rounds }, manyCalls), text("Done."));
-    await keep("continued", (await start("Work")).id);
-  }
-
-  async function untilQueued(turnId: string): Promise<void> {
-    for (;;) {
-      const turn = await deployment.turnkeeper.turns.read(turnId).catch(() => null);
-      if (turn?.status === "queued") return;
+    if (!mayAddHistories) return;
+    const stored = new Set((await storedHistories()).map(({ workflowId }) => workflowId));
+    for (const [name, make] of Object.entries(historyShapes(deployment))) {
+      if (stored.has(name)) continue;
+      const made = await make();
+      await workflowEnd(temporal, made.workflowId);
+      await keepHistory(name, temporal, made);
     }
   }
 });

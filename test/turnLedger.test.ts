@@ -1,7 +1,7 @@
 import fc from "fast-check";
 import { afterAll, afterEach, beforeAll, expect, test } from "vitest";
-import { calls, fault, gate, text, when } from "../src/simulator/server.ts";
-import type { BilledCall } from "../src/simulator/bill.ts";
+import { calls, fault, gate, join, reasoning, text, when } from "../src/simulator/server.ts";
+import type { BilledCall, ScriptedUsage } from "../src/simulator/bill.ts";
 import type { ScriptStep } from "../src/simulator/server.ts";
 import { readModelCalls } from "../src/store/modelCalls.ts";
 import type { ModelCallRecord } from "../src/store/modelCalls.ts";
@@ -42,6 +42,7 @@ const faults: Record<string, () => ScriptStep> = {
   "server error": () => fault.status(500),
   "no answer": () => fault.destroy(),
   reset: () => fault.reset(3),
+  "reset in thought": () => fault.reset(2, join(reasoning("Let me think of it."), text("So."))),
   "early end": () => fault.eof(5),
   silence: () => fault.silence(2),
   "error event": () => fault.errorEvent(4),
@@ -49,18 +50,30 @@ const faults: Record<string, () => ScriptStep> = {
 };
 
 const failing = fc.array(fc.constantFrom(...Object.keys(faults)), { maxLength: 2 });
-/** The failures before the call of a tool, if there is one, and those before the answer. */
-const turns = fc.array(fc.record({ beforeTool: fc.option(failing), beforeAnswer: failing }), {
-  minLength: 6,
-  maxLength: 8,
-});
+const tokens = fc.integer({ min: 1, max: 200_000 });
+/** Some input was read from the cache, some written to it, and some output was reasoned. */
+const usages = fc
+  .record({ cached: tokens, written: tokens, fresh: tokens, reasoned: tokens, said: tokens })
+  .map(({ cached, written, fresh, reasoned, said }) => ({
+    inputTokens: cached + written + fresh,
+    cachedTokens: cached,
+    cacheWriteTokens: written,
+    outputTokens: reasoned + said,
+    reasoningTokens: reasoned,
+  }));
 
-const tokensOf = ({ inputTokens, cachedTokens, outputTokens, reasoningTokens }: BilledCall) => ({
-  inputTokens,
-  cachedTokens,
-  cacheWriteTokens: 0,
-  outputTokens,
-  reasoningTokens,
+/** The failures before the call of a tool, if there is one, and those before the answer. */
+const turns = fc.array(
+  fc.record({ beforeTool: fc.option(failing), beforeAnswer: failing, usage: usages }),
+  { minLength: 6, maxLength: 8 },
+);
+
+const tokensOf = (call: BilledCall): Required<ScriptedUsage> => ({
+  inputTokens: call.inputTokens,
+  cachedTokens: call.cachedTokens,
+  cacheWriteTokens: call.cacheWriteTokens,
+  outputTokens: call.outputTokens,
+  reasoningTokens: call.reasoningTokens,
 });
 
 /** An estimate is right to a quarter here; the provider that is simulated counts in its own way. */
@@ -85,6 +98,8 @@ function expectRow(row: ModelCallRecord, billed: BilledCall): void {
       // Not more than was billed: the bill has what was lost on the way, too.
       expect(tokens?.outputTokens).toBeLessThanOrEqual(billed.outputTokens);
       if (billed.outputTokens > 0) expect(tokens?.outputTokens).toBeGreaterThan(0);
+      expect(tokens?.reasoningTokens).toBeLessThanOrEqual(billed.reasoningTokens);
+      if (billed.reasoningTokens > 0) expect(tokens?.reasoningTokens).toBeGreaterThan(0);
       break;
     case "unknown":
       expect({ tokens, failure: row.failureClass }).toEqual({ tokens: null, failure: "transport" });
@@ -124,13 +139,14 @@ describeWith(["postgres", "temporal"], "[7] the ledger", () => {
       let count = 0;
       await fc.assert(
         fc.asyncProperty(turns, async (scripts) => {
-          const ran = scripts.map(({ beforeTool, beforeAnswer }) => {
+          const ran = scripts.map(({ beforeTool, beforeAnswer, usage }) => {
             const failures = (names: readonly string[]) => names.map((name) => faults[name]?.());
             const toolCall =
               beforeTool === null
                 ? []
                 : [...failures(beforeTool), calls([{ name: "echo", arguments: {} }])];
-            const steps = [...toolCall, ...failures(beforeAnswer), text("The answer.")];
+            const answer = join(reasoning("Let me think."), text("The answer.", { usage }));
+            const steps = [...toolCall, ...failures(beforeAnswer), answer];
             return run(`mark-${++count}-`, steps as ScriptStep[]);
           });
           for (const { rows, bill } of await Promise.all(ran)) {

@@ -1,11 +1,15 @@
+import { fileURLToPath } from "node:url";
 import { afterAll, afterEach, beforeAll, expect, test } from "vitest";
-import { calls, text } from "../src/simulator/server.ts";
+import { calls, fault, gate, text } from "../src/simulator/server.ts";
 import type { ScriptStep } from "../src/simulator/server.ts";
+import { readModelCalls } from "../src/store/modelCalls.ts";
 import { defineTool } from "../src/tools/defineTool.ts";
 import { defineAgent } from "../src/turn/agent.ts";
 import type { TurnLimits } from "../src/turn/limits.ts";
+import { startCrashable } from "./setup/crashable.ts";
 import { deploy } from "./setup/deployment.ts";
 import type { Deployment } from "./setup/deployment.ts";
+import { maxTurnTokens } from "./setup/limitedApp.ts";
 import { describeWith } from "./setup/servers.ts";
 import { ended } from "./setup/turnStream.ts";
 import type { EndedTurn } from "./setup/turnStream.ts";
@@ -134,6 +138,14 @@ describeWith(["postgres", "temporal"], "a turn that reaches a limit", () => {
     expect(turn.response.output).toMatchObject([{ type: "mcp_call", status: "failed" }]);
   });
 
+  test("a last call that breaks is made again as it was", async () => {
+    const costly = { usage: { inputTokens: 1_000, outputTokens: 100 } };
+    const asked = calls([{ name: "count", arguments: {} }], costly);
+    expectLastWord(await run("cheap", asked, fault.reset(2), text(report)), "cost_limit");
+    const [broken, last] = deployment.simulator.requests.slice(-2);
+    expect(last?.body).toEqual(broken?.body);
+  });
+
   test("the next turn of the conversation goes on from there, all pairs whole", async () => {
     const first = await run("three_steps", echo(), echo(), text(report));
     deployment.simulator.script(text("On we go."));
@@ -144,4 +156,48 @@ describeWith(["postgres", "temporal"], "a turn that reaches a limit", () => {
     });
     expect(await ended(next)).toMatchObject({ status: "completed", text: "On we go." });
   });
+});
+
+describeWith(["postgres", "temporal"], "a turn whose worker dies in its last word", () => {
+  const app = fileURLToPath(new URL("./setup/limitedApp.ts", import.meta.url));
+  const hangGuardMs = 90_000;
+
+  test(
+    "has it said once more by another worker, for the same limit and without tools",
+    async () => {
+      const parts = await startCrashable();
+      try {
+        const { simulator, turnkeeper, database } = parts;
+        const environment = { TURNKEEPER_APP: app };
+        const first = await parts.startWorker({ environment });
+        const asks = () =>
+          calls([{ name: "echo", arguments: {} }], { usage: { inputTokens: 90, outputTokens: 9 } });
+        // What is lost is above the limit of tokens, but was not on record before the step.
+        const lost = "word ".repeat(maxTurnTokens);
+        const pause = gate(2);
+        const deltas = [lost, lost, lost];
+        simulator.script(asks(), asks(), text("", { deltas, pauseAfter: pause }), text(report));
+        const turn = await turnkeeper.turns.start({ input: "Go" });
+        await pause.reached;
+        for await (const event of turn.events()) {
+          if (event.type === "response.output_text.delta") break;
+        }
+        await first.kill();
+        await parts.startWorker({ environment });
+        const result = await ended(turn);
+        expect(result).toMatchObject({ status: "incomplete", text: report });
+        expect(result.response["incomplete_details"]).toEqual({ reason: "no_progress" });
+        const [, , lastWord, again, ...more] = simulator.requests;
+        expect(again?.body).toEqual(lastWord?.body);
+        expect(again?.body).toMatchObject({ tool_choice: "none" });
+        expect(more).toEqual([]);
+        const ledger = await readModelCalls(database, "default", turn.id);
+        expect(ledger.map(({ outcome }) => outcome)).toEqual(["used", "used", "wasted", "used"]);
+        expect(ledger[2]?.tokens?.outputTokens).toBeGreaterThan(maxTurnTokens);
+      } finally {
+        await parts.close();
+      }
+    },
+    hangGuardMs,
+  );
 });

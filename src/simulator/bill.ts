@@ -21,6 +21,8 @@ export interface BilledCall {
   background: boolean;
   inputTokens: number;
   cachedTokens: number;
+  /** Written to the prompt cache; 0 unless a script says otherwise. */
+  cacheWriteTokens: number;
   /** What was produced, reasoning included. */
   outputTokens: number;
   reasoningTokens: number;
@@ -37,7 +39,10 @@ export function countTokens(text: string): number {
 export function usageOf(call: BilledCall): ResponseUsage {
   return {
     input_tokens: call.inputTokens,
-    input_tokens_details: { cached_tokens: call.cachedTokens, cache_write_tokens: 0 },
+    input_tokens_details: {
+      cached_tokens: call.cachedTokens,
+      cache_write_tokens: call.cacheWriteTokens,
+    },
     output_tokens: call.outputTokens,
     output_tokens_details: { reasoning_tokens: call.reasoningTokens },
     total_tokens: call.inputTokens + call.outputTokens,
@@ -48,6 +53,7 @@ export function usageOf(call: BilledCall): ResponseUsage {
 export function applyUsage(call: BilledCall, usage: ScriptedUsage): void {
   call.inputTokens = usage.inputTokens ?? call.inputTokens;
   call.cachedTokens = usage.cachedTokens ?? call.cachedTokens;
+  call.cacheWriteTokens = usage.cacheWriteTokens ?? call.cacheWriteTokens;
   call.outputTokens = usage.outputTokens ?? call.outputTokens;
   call.reasoningTokens = usage.reasoningTokens ?? call.reasoningTokens;
 }
@@ -56,6 +62,7 @@ export function applyUsage(call: BilledCall, usage: ScriptedUsage): void {
 export interface ScriptedUsage {
   inputTokens?: number;
   cachedTokens?: number;
+  cacheWriteTokens?: number;
   outputTokens?: number;
   reasoningTokens?: number;
 }

@@ -159,6 +159,7 @@ export class Simulation {
       background: body.background ?? false,
       inputTokens: 0,
       cachedTokens: 0,
+      cacheWriteTokens: 0,
       outputTokens: 0,
       reasoningTokens: 0,
       finalEventSent: false,
