@@ -20,7 +20,7 @@ import type { Engine } from "./engine.ts";
 import { createGrants } from "./grants.ts";
 import type { EventHub } from "./events/hub.ts";
 import { Announcer } from "./events/announcer.ts";
-import { defaultEventWriterSettings, EventWriter } from "./events/writer.ts";
+import { EventWriter } from "./events/writer.ts";
 import { Janitor } from "./janitor.ts";
 import type { JanitorSettings } from "./janitor.ts";
 import type { ModelEndpoint } from "./responses/call.ts";
@@ -96,13 +96,6 @@ const pollers = { type: "autoscaling", minimum: 1, initial: 2, maximum: 20 } as 
 const maxHeartbeatThrottleIntervalMs = 2_000;
 /** A dead worker's workflow tasks are taken over after this long; Temporal's default is 10 s. */
 const stickyTimeoutMs = 1_000;
-
-/**
- * Where subscribers are in the same process a write costs nobody another read, so there can be more of
- * them. See docs/decisions/0009-ticks.md.
- */
-const apart = defaultEventWriterSettings;
-const together = { ...defaultEventWriterSettings, tickMs: 4 };
 
 /** Evaluated once per worker instead of once per workflow; these keep no state of a workflow. */
 export const preloadModules = ["@temporalio/common"];
@@ -212,7 +205,7 @@ async function openParts(
   const announce: Parts["announce"] = (turnId, events) => announcer.announce(turnId, events);
   return {
     database,
-    writer: new EventWriter(database, announce, hub === undefined ? apart : together),
+    writer: new EventWriter(database, announce),
     endpoint,
     tools,
     agents: createAgentReader(database),
