@@ -1,7 +1,7 @@
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
 import { mergeDeltas } from "../src/events/merge.ts";
-import { toolOutcomeEvents } from "../src/turn/serverCalls.ts";
+import { toolOutcome } from "../src/turn/serverCalls.ts";
 import { ModelStreamTranslator } from "../src/events/translator.ts";
 import type { ModelOutput } from "../src/events/translator.ts";
 import type { ScriptedItem } from "../src/simulator/script.ts";
@@ -125,7 +125,7 @@ function play(
       events.push(...finished.events);
       firstOutputIndex = finished.output.nextOutputIndex;
       for (const toolCall of finished.output.calls) {
-        events.push(...toolOutcomeEvents(toolCall, { output: "done", isError: false }).events);
+        events.push(...toolOutcome(toolCall, { output: "done", isError: false }).events);
       }
       usedIds.push(...idsOf(finished.output.items));
       played.push({ items, isCut, produced: finished.output });

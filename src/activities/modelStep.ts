@@ -1,5 +1,5 @@
 import { ApplicationFailure } from "@temporalio/activity";
-import { toolOutcomeEvents } from "../turn/serverCalls.ts";
+import { toolOutcome } from "../turn/serverCalls.ts";
 import type { ModelOutput } from "../events/translator.ts";
 import { StoreUnavailable } from "../store/database.ts";
 import type { Ending } from "../store/endings.ts";
@@ -15,7 +15,6 @@ import { notRunOutput } from "../turn/budget.ts";
 import { failure, failureRules, StepFailure } from "../turn/failures.ts";
 import type { Failure } from "../turn/failures.ts";
 import { fallbackFor, nextTry } from "../turn/fallbacks.ts";
-import { newItemId } from "../turn/ids.ts";
 import type { Degradation } from "../turn/turn.ts";
 import type { StepVerdict } from "../turn/verdict.ts";
 import { asksClient } from "./callOwners.ts";
@@ -160,16 +159,10 @@ function isOverSteps({ fence, turn }: ModelStep, { calls }: ModelOutput): boolea
 /** Answers the calls that a limit forbids, so that the model's last call finds every pair whole [9]. */
 function leaveCallsUndone(step: ModelStep, output: ModelOutput): void {
   for (const call of output.calls) {
-    const undone = toolOutcomeEvents(call, { output: notRunOutput, isError: true });
+    const undone = toolOutcome(call, { output: notRunOutput, isError: true });
     for (const event of undone.events) step.writer.append(event, output.nextOutputIndex);
     output.output.push(undone.entry);
-    output.items.push({
-      type: "function_call_output",
-      id: newItemId("function_call_output"),
-      call_id: call.callId,
-      output: notRunOutput,
-      status: "completed",
-    });
+    output.items.push(undone.answer);
   }
 }
 

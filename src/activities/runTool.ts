@@ -6,9 +6,7 @@ import type { Fence } from "../store/fence.ts";
 import type { ToolRegistry } from "../tools/registry.ts";
 import { runTool as runHandler, toolErrorOutput } from "../tools/run.ts";
 import type { ToolResult } from "../tools/run.ts";
-import { newItemId } from "../turn/ids.ts";
-import type { Item } from "../turn/items.ts";
-import { toolOutcomeEvents } from "../turn/serverCalls.ts";
+import { toolOutcome } from "../turn/serverCalls.ts";
 import type { Turn } from "../turn/turn.ts";
 import type { StepVerdict, ToolCall } from "../turn/verdict.ts";
 import { finishStep } from "./finishStep.ts";
@@ -150,17 +148,11 @@ async function storeOutcome(
   { outcome, output }: ToolResult,
 ): Promise<StepVerdict> {
   const verdict: StepVerdict = { next: "model" };
-  const { events, entry } = toolOutcomeEvents(call, { output, isError: outcome !== "ok" });
-  const item: Item = {
-    type: "function_call_output",
-    id: newItemId("function_call_output"),
-    call_id: call.callId,
-    output,
-    status: "completed",
-  };
+  const isError = outcome !== "ok";
+  const { events, entry, answer } = toolOutcome(call, { output, isError });
   const result = {
     verdict,
-    items: [item],
+    items: [answer],
     output: [entry],
     calls: [],
     outcome,

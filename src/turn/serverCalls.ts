@@ -1,4 +1,6 @@
 import type { OutputEntry, TurnEvent } from "./events.ts";
+import { newItemId } from "./ids.ts";
+import type { Item } from "./items.ts";
 import type { ToolCall } from "./verdict.ts";
 
 /** The label under which responses show the tools that Turnkeeper runs itself. */
@@ -24,11 +26,14 @@ export function isMcpCallItem(item: Record<string, unknown>): boolean {
   return item["type"] === "mcp_call" && item["server_label"] === serverLabel;
 }
 
-/** The events that show the outcome of a server tool's call, and the item as it stays. */
-export function toolOutcomeEvents(
+/**
+ * What the outcome of a server tool's call leaves: the events that show it, the item that the response
+ * keeps of the call, and the item that answers it to the model [9].
+ */
+export function toolOutcome(
   call: ToolCall,
   outcome: { output: string; isError: boolean },
-): { events: TurnEvent[]; entry: OutputEntry } {
+): { events: TurnEvent[]; entry: OutputEntry; answer: Item } {
   const place = { item_id: call.itemId, output_index: call.outputIndex };
   const item = {
     ...mcpCallItem(call.itemId, call.name),
@@ -46,5 +51,12 @@ export function toolOutcomeEvents(
       { type: "response.output_item.done", output_index: call.outputIndex, item },
     ],
     entry: { index: call.outputIndex, item },
+    answer: {
+      type: "function_call_output",
+      id: newItemId("function_call_output"),
+      call_id: call.callId,
+      output: outcome.output,
+      status: "completed",
+    },
   };
 }
