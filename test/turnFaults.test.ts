@@ -21,17 +21,11 @@ const tools = [
     parameters: { type: "object", properties: {} },
     handler: () => "echo",
   }),
-  defineTool({
-    name: "hang",
-    description: "Never answers.",
-    parameters: { type: "object", properties: {} },
-    handler: () => new Promise(() => {}),
-  }),
 ];
 
 /** Each has a model of its own, because a rate limit is shared by the turns of one model. */
 const agent = (name: string, limits: Partial<TurnLimits> = {}) =>
-  defineAgent({ name, model: `gpt-${name}`, tools: ["echo", "hang"], limits });
+  defineAgent({ name, model: `gpt-${name}`, tools: ["echo"], limits });
 
 const agents = [
   agent("default"),
@@ -277,11 +271,6 @@ describeWith(["postgres", "temporal"], "a turn whose model call goes wrong", () 
     expect(turn).toMatchObject({ status: "incomplete", text: "one two three" });
     expect(turn.response["incomplete_details"]).toEqual({ reason: "deadline" });
     expect(turn.response.output).toMatchObject([{ status: "incomplete" }]);
-  });
-
-  test("ends at its deadline while a tool hangs", async () => {
-    const turn = await run("hasty", calls([{ name: "hang", arguments: {} }]));
-    expect(turn.response["incomplete_details"]).toEqual({ reason: "deadline" });
   });
 
   test("ends at its deadline while it waits for a retry that comes later", async () => {

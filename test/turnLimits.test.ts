@@ -29,10 +29,16 @@ const tools = [
     parameters: { type: "object", properties: {} },
     handler: () => String(++counted),
   }),
+  defineTool({
+    name: "hang",
+    description: "Never answers.",
+    parameters: { type: "object", properties: {} },
+    handler: () => new Promise(() => {}),
+  }),
 ];
 
 const agent = (name: string, limits: Partial<TurnLimits>) =>
-  defineAgent({ name, model: "gpt-6.1-terra", tools: ["echo", "count"], limits });
+  defineAgent({ name, model: "gpt-6.1-terra", tools: ["echo", "count", "hang"], limits });
 
 const agents = [
   agent("three_steps", { maxSteps: 3 }),
@@ -41,6 +47,7 @@ const agents = [
   agent("few_tokens", { maxTurnTokens: 500 }),
   agent("cheap", { maxTurnCostUsd: 0.001 }),
   agent("impatient", { maxRepeatedCalls: 3 }),
+  agent("short", { maxTurnMs: 5_000, lastWordMs: 4_000 }),
 ];
 
 const report = "So far so good; the rest is left.";
@@ -124,6 +131,12 @@ describeWith(["postgres", "temporal"], "a turn that reaches a limit", () => {
       await run("impatient", echo(), spelled, echo("ho"), echo(), text(report)),
       "no_progress",
     );
+  });
+
+  test("of time: a tool that hangs is stopped while there is time for it", async () => {
+    const turn = await run("short", calls([{ name: "hang", arguments: {} }]), text(report));
+    expectLastWord(turn, "deadline");
+    expect(outputsSent()).toEqual([expect.stringContaining("aborted")]);
   });
 
   test("calls with other results are progress", async () => {

@@ -1,9 +1,11 @@
 import { isDeepStrictEqual } from "node:util";
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
+import { reachedLimit } from "../src/turn/budget.ts";
 import { canonicalJson, contentHash } from "../src/turn/canonical.ts";
 import { eventBody, parseEvent, recordedType } from "../src/turn/events.ts";
 import { Refusal } from "../src/turn/failures.ts";
+import { defaultTurnLimits } from "../src/turn/limits.ts";
 import { closeOpenItems, partialAnswers } from "../src/turn/openItems.ts";
 import { unansweredCalls } from "../src/turn/pairs.ts";
 import { prepareTurn } from "../src/turn/prepare.ts";
@@ -202,6 +204,27 @@ test("an output answers only a call before it, because some providers repeat the
   const output = { type: "function_call_output", id: "fco_1", call_id: "call_0", output: "1" };
   expect(unansweredCalls([output, call])).toEqual([{ type: "function_call", id: "call_0" }]);
   expect(unansweredCalls([call, output])).toEqual([]);
+});
+
+test("a turn's time is up once a step has ended in its last part, which is at most half of it", () => {
+  const duration = fc.integer({ min: 2, max: 10_000_000 });
+  fc.assert(
+    fc.property(
+      duration,
+      duration,
+      fc.double({ min: 0, max: 1, noNaN: true }),
+      (maxMs, keptMs, at) => {
+        const limits = { ...defaultTurnLimits, maxTurnMs: maxMs, lastWordMs: keptMs };
+        const admittedAt = new Date("2026-01-01T00:00:00Z").getTime();
+        const turn = { limits, deadlineAt: new Date(admittedAt + maxMs) };
+        const step = { items: [], finishedAt: new Date(admittedAt + Math.floor(maxMs * at)) };
+        const leftMs = turn.deadlineAt.getTime() - step.finishedAt.getTime();
+        const isUp = leftMs <= keptMs && leftMs <= maxMs / 2;
+        const reached = reachedLimit(turn, { tokens: 0, costUsd: 0 }, [step]);
+        expect(reached).toBe(isUp ? "deadline" : null);
+      },
+    ),
+  );
 });
 
 describe("defineAgent", () => {

@@ -46,7 +46,7 @@ export async function readModelCall(
   const { input } = turn.request;
   const made = steps.flatMap((each) => each.items);
   const written = steps.flatMap((each) => (each.kind === "model" ? each.items : []));
-  const limit = limitOf(steps) ?? reachedLimit(turn.limits, spent, made);
+  const limit = limitOf(steps) ?? reachedLimit(turn, spent, steps);
   const parameters = { ...agent.parameters, ...turn.request.parameters };
   const items = [...history, ...input, ...made];
   const strategy = isReasoningRefused ? withoutReasoning : full;

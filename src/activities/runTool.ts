@@ -6,6 +6,7 @@ import type { Fence } from "../store/fence.ts";
 import type { ToolRegistry } from "../tools/registry.ts";
 import { runTool as runHandler, toolErrorOutput } from "../tools/run.ts";
 import type { ToolResult } from "../tools/run.ts";
+import { lastWordAt } from "../turn/budget.ts";
 import { toolOutcome } from "../turn/serverCalls.ts";
 import type { Turn } from "../turn/turn.ts";
 import type { StepVerdict, ToolCall } from "../turn/verdict.ts";
@@ -89,7 +90,7 @@ async function runClaimed(
   const { controller: stop, release } = parts.runningTurns.register(fence.turnId);
   const temporal = parts.temporalWatch.watch(turn.id);
   const takenBack = AbortSignal.any([signal, temporal.signal]);
-  const unlink = linkStops(stop, turn, takenBack);
+  const unlink = linkStops(stop, turn, takenBack, lastWordAt(turn));
   try {
     const result = await callTool(tools, turn, call, stop.signal);
     const isHandedOver = (stop.signal.reason as StepStopped | undefined)?.reason === "handover";

@@ -70,13 +70,14 @@ async function headStartEnd(parts: Parts, turnId: string, signal: AbortSignal): 
  */
 const maxTimerMs = 2 ** 31 - 1;
 
-/** Stops a step at its turn's deadline and when Temporal takes the attempt back. */
+/** Stops a step at its turn's deadline, or before it, and when Temporal takes the attempt back. */
 export function linkStops(
   stop: AbortController,
   turn: Turn,
   cancellationSignal: AbortSignal,
+  until = turn.deadlineAt,
 ): () => void {
-  const leftMs = turn.deadlineAt.getTime() - Date.now();
+  const leftMs = until.getTime() - Date.now();
   const expire = () => stop.abort(new StepStopped("deadline"));
   const handOver = () => stop.abort(new StepStopped("handover"));
   if (turn.cancelRequestedAt !== null) stop.abort(new StepStopped("cancel_requested"));

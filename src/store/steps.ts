@@ -141,6 +141,7 @@ export interface FinishedStep {
   verdict: StepVerdict;
   items: Item[];
   output: OutputEntry[];
+  finishedAt: Date;
 }
 
 export async function readFinishedSteps(
@@ -153,8 +154,9 @@ export async function readFinishedSteps(
     verdict: string;
     items: string;
     output: string;
+    finished_at: Date;
   }>(
-    `SELECT number, kind, verdict, items, output FROM steps
+    `SELECT number, kind, verdict, items, output, finished_at FROM steps
      WHERE turn_id = $1 AND state = 'finished' ORDER BY number`,
     [turnId],
   );
@@ -164,6 +166,7 @@ export async function readFinishedSteps(
     verdict: JSON.parse(row.verdict) as StepVerdict,
     items: JSON.parse(row.items) as Item[],
     output: JSON.parse(row.output) as OutputEntry[],
+    finishedAt: row.finished_at,
   }));
 }
 

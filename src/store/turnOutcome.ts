@@ -32,8 +32,8 @@ export async function gatherOutcome(
   lastStep: LastStep | undefined,
 ): Promise<TurnOutcome> {
   const isOnlyStep = lastStep?.fence.step === 1;
-  const steps: FinishedStep[] = isOnlyStep
-    ? [{ number: 1, kind: "model", ...lastStep.result }]
+  const steps: Pick<FinishedStep, "items" | "output">[] = isOnlyStep
+    ? [lastStep.result]
     : await readFinishedSteps(tx, turn.id);
   const events =
     status === "completed"

@@ -1,4 +1,5 @@
 import type { Failure } from "../turn/failures.ts";
+import { defaultTurnLimits } from "../turn/limits.ts";
 import type { TurnLimits } from "../turn/limits.ts";
 import type { ReplayEffects, TurnReplay } from "../turn/replay.ts";
 import type { TurnRequest } from "../turn/request.ts";
@@ -85,7 +86,7 @@ export function turnFromRow(row: TurnRow): Turn {
   return {
     ...summaryFromRow(row),
     request: JSON.parse(row.request) as TurnRequest,
-    limits: JSON.parse(row.limits) as TurnLimits,
+    limits: { ...defaultTurnLimits, ...(JSON.parse(row.limits) as TurnLimits) },
     output: parse(row.output) as unknown[] | null,
   };
 }

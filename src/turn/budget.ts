@@ -1,9 +1,9 @@
 import { canonicalJson } from "./canonical.ts";
 import type { Item } from "./items.ts";
-import type { TurnLimits } from "./limits.ts";
+import type { Turn } from "./turn.ts";
 
 /** The limits that end a turn between two steps; each is the reason of an incomplete turn. */
-export type BudgetLimit = "step_limit" | "token_limit" | "cost_limit" | "no_progress";
+export type BudgetLimit = "step_limit" | "token_limit" | "cost_limit" | "no_progress" | "deadline";
 
 /** What is on record of a turn before a step. */
 export interface Spending {
@@ -13,19 +13,36 @@ export interface Spending {
   costUsd: number;
 }
 
+type Limited = Pick<Turn, "limits" | "deadlineAt">;
+
+/** What a finished step of a turn has on record. */
+interface Finished {
+  items: readonly Item[];
+  finishedAt: Date;
+}
+
+/** From when on no tool runs and no step begins but the last one, so that time is left for it. */
+export function lastWordAt({ limits, deadlineAt }: Limited): Date {
+  const keptMs = Math.min(limits.lastWordMs, Math.floor(limits.maxTurnMs / 2));
+  return new Date(deadlineAt.getTime() - keptMs);
+}
+
 /**
  * The limit that a turn has reached before a model step [13], `null` while there is none. It follows
  * from finished steps alone, so every attempt and every worker finds the same.
  *
- * @param items what the turn's finished steps have produced, in order.
+ * @param steps the turn's finished steps, in order.
  */
 export function reachedLimit(
-  limits: TurnLimits,
+  turn: Limited,
   spent: Spending,
-  items: readonly Item[],
+  steps: readonly Finished[],
 ): BudgetLimit | null {
+  const { limits } = turn;
   if (spent.tokens >= limits.maxTurnTokens) return "token_limit";
   if (spent.costUsd >= limits.maxTurnCostUsd) return "cost_limit";
+  if (steps.some(({ finishedAt }) => finishedAt >= lastWordAt(turn))) return "deadline";
+  const items = steps.flatMap((step) => step.items);
   return mostRepeated(items) >= limits.maxRepeatedCalls ? "no_progress" : null;
 }
 
@@ -57,6 +74,7 @@ const reasons: Record<BudgetLimit, string> = {
   token_limit: "it has used as many tokens as it may",
   cost_limit: "it has cost as much as it may",
   no_progress: "the same tool was called with the same arguments and the same result repeatedly",
+  deadline: "its time is up",
 };
 
 /** Tells the model that this is its last call. It goes to the model alone, not on record. */

@@ -8,6 +8,8 @@ export interface TurnLimits {
   maxAttemptsPerStep: number;
   /** From admission to the end, waiting in a queue included. */
   maxTurnMs: number;
+  /** Of `maxTurnMs`, kept for the model's last word; of a shorter turn not more than half. */
+  lastWordMs: number;
   /** Silence of the model's stream before the call is given up. */
   idleTimeoutMs: number;
   /** Bytes of JSON of everything the model may write in one turn. */
@@ -28,6 +30,7 @@ export const defaultTurnLimits: TurnLimits = {
   maxSteps: 64,
   maxAttemptsPerStep: 6,
   maxTurnMs: 30 * 60_000,
+  lastWordMs: 30_000,
   idleTimeoutMs: 120_000,
   maxOutputBytes: 4 * 1024 * 1024,
   maxToolResultBytes: 256 * 1024,
