@@ -4,7 +4,7 @@ import { once } from "node:events";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import OpenAI from "openai";
-import { afterEach, beforeEach, expect, test } from "vitest";
+import { afterEach, beforeEach, expect, inject, test } from "vitest";
 import { fault, gate, startSimulator, text } from "../src/simulator/server.ts";
 import type { Simulator } from "../src/simulator/server.ts";
 import { killDevProcesses, runDev, startDev } from "./setup/devProcess.ts";
@@ -27,7 +27,11 @@ describeWith(["temporal"], "turnkeeper dev", () => {
     await rm(folder, { recursive: true, force: true });
   });
 
-  const ownModel = () => ({ OPENAI_BASE_URL: simulator.baseUrl, OPENAI_API_KEY: "sk-simulated" });
+  const ownModel = () => ({
+    OPENAI_BASE_URL: simulator.baseUrl,
+    OPENAI_API_KEY: "sk-simulated",
+    TURNKEEPER_WORKFLOW_BUNDLE: inject("workflowBundle"),
+  });
 
   test(
     "--once answers on the simulator, says what it cost and where to see it, and exits with 0",

@@ -1,7 +1,7 @@
 import { randomUUID } from "node:crypto";
 import type { Client } from "@temporalio/client";
 import { pino } from "pino";
-import { afterAll, afterEach, beforeAll, expect, test } from "vitest";
+import { afterAll, afterEach, beforeAll, expect, inject, test } from "vitest";
 import type { TurnHandle } from "../src/turns.ts";
 import { openModelEndpoint } from "../src/responses/call.ts";
 import { calls, fault, gate, text } from "../src/simulator/server.ts";
@@ -212,6 +212,7 @@ describeWith(["postgres", "temporal"], "a step that is taken over", () => {
       log,
       agents: [agent],
       tools: [later],
+      workflowBundle: inject("workflowBundle"),
       maxConcurrentSteps: 10,
       shutdownGraceMs: 1_000,
     });

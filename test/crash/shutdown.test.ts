@@ -1,6 +1,6 @@
 import OpenAI from "openai";
 import { pino } from "pino";
-import { afterEach, beforeEach, expect, test } from "vitest";
+import { afterEach, beforeEach, expect, inject, test } from "vitest";
 import { anyFreePort } from "../../src/dev/ports.ts";
 import { startTemporalServer } from "../../src/dev/temporalServer.ts";
 import { openModelEndpoint } from "../../src/responses/call.ts";
@@ -56,6 +56,7 @@ describeWith(["postgres", "temporal"], "a worker that gets SIGTERM", () => {
         endpoint,
         agents: [],
         tools: [],
+        workflowBundle: inject("workflowBundle"),
         log,
         maxConcurrentSteps: 1,
         shutdownGraceMs: 1_000,

@@ -1,4 +1,5 @@
 import type { Client } from "@temporalio/client";
+import { inject } from "vitest";
 import { Turnkeeper } from "../../src/client.ts";
 import { startSimulator } from "../../src/simulator/server.ts";
 import type { Simulator } from "../../src/simulator/server.ts";
@@ -39,24 +40,25 @@ export async function startCrashable(
   const database = openPostgres({ url });
   const { connection, client } = connectLazily({ address: temporalAddress });
   const workers = new Set<WorkerProcess>();
+  const environment = { TURNKEEPER_WORKFLOW_BUNDLE: inject("workflowBundle") };
+  const workerOptions: WorkerProcessOptions = {
+    databaseUrl: url,
+    temporalAddress,
+    taskQueue,
+    openaiBaseUrl: simulator.baseUrl,
+    environment,
+  };
   return {
     database,
     simulator,
     turnkeeper,
     temporal: client,
-    workerOptions: {
-      databaseUrl: url,
-      temporalAddress,
-      taskQueue,
-      openaiBaseUrl: simulator.baseUrl,
-    },
+    workerOptions,
     async startWorker(options = {}) {
       const worker = await startWorkerProcess({
-        databaseUrl: url,
-        temporalAddress,
-        taskQueue,
-        openaiBaseUrl: simulator.baseUrl,
+        ...workerOptions,
         ...options,
+        environment: { ...environment, ...options.environment },
       });
       workers.add(worker);
       return worker;

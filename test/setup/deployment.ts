@@ -1,5 +1,6 @@
 import type { Client } from "@temporalio/client";
 import { pino } from "pino";
+import { inject } from "vitest";
 import { Turnkeeper } from "../../src/client.ts";
 import type { WorkerVersion } from "../../src/config.ts";
 import { EventHub } from "../../src/events/hub.ts";
@@ -74,6 +75,7 @@ export async function deploy(options: DeploymentOptions = {}): Promise<Deploymen
     agents: options.agents ?? [defineAgent({ name: "default", model: "gpt-test" })],
     tools: options.tools ?? [],
     deployment: options.version ?? null,
+    workflowBundle: inject("workflowBundle"),
     log,
     maxConcurrentSteps: 100,
     shutdownGraceMs: 1_000,

@@ -1,9 +1,13 @@
 import { randomBytes } from "node:crypto";
+import { mkdtemp, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import type { TestProject } from "vitest/node";
 import { installTemporal } from "../../setup/temporal.mjs";
 import { startTemporalServer } from "../../src/dev/temporalServer.ts";
 import { startPostgres } from "./postgresServer.ts";
 import { dropRunDatabases } from "./runDatabases.ts";
+import { writeWorkflowBundle } from "./workflowBundle.ts";
 
 /** A server that all tests share, or why there is none. */
 export type Shared<T> = T | { missing: string };
@@ -14,13 +18,15 @@ declare module "vitest" {
     runId: string;
     postgres: Shared<{ url: string }>;
     temporal: Shared<{ address: string; binary: string }>;
+    /** A file with the workflows, of which a worker would make one of its own at each start. */
+    workflowBundle: string;
   }
 }
 
 type Stop = () => Promise<void>;
 
 /**
- * Starts one PostgreSQL and one Temporal server for all test files. What cannot be had here is
+ * Starts one PostgreSQL and one Temporal server for all test files and bundles the workflows once. What cannot be had here is
  * provided as missing, with the reason, and the tests that need it are skipped; under `CI` it
  * fails the run.
  */
@@ -28,6 +34,7 @@ export default async function startSharedServers(project: TestProject): Promise<
   const runId = randomBytes(4).toString("hex");
   project.provide("runId", runId);
   const started = await Promise.allSettled([
+    shareWorkflowBundle(project),
     orMissing(
       () => sharePostgres(project, runId),
       (missing) => project.provide("postgres", { missing }),
@@ -62,6 +69,14 @@ async function shareTemporal(project: TestProject): Promise<Stop> {
   const server = await startTemporalServer({ binary });
   project.provide("temporal", { address: server.address, binary });
   return () => server.stop();
+}
+
+async function shareWorkflowBundle(project: TestProject): Promise<Stop> {
+  const folder = await mkdtemp(join(tmpdir(), "turnkeeper-workflows-"));
+  const path = join(folder, "workflows.js");
+  await writeWorkflowBundle(path);
+  project.provide("workflowBundle", path);
+  return () => rm(folder, { recursive: true });
 }
 
 async function orMissing(
