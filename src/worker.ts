@@ -20,7 +20,7 @@ import type { Engine } from "./engine.ts";
 import { createGrants } from "./grants.ts";
 import type { EventHub } from "./events/hub.ts";
 import { Announcer } from "./events/announcer.ts";
-import { EventWriter } from "./events/writer.ts";
+import { defaultEventWriterSettings, EventWriter, inProcessTickMs } from "./events/writer.ts";
 import { Janitor } from "./janitor.ts";
 import type { JanitorSettings } from "./janitor.ts";
 import type { ModelEndpoint } from "./responses/call.ts";
@@ -205,7 +205,10 @@ async function openParts(
   const announce: Parts["announce"] = (turnId, events) => announcer.announce(turnId, events);
   return {
     database,
-    writer: new EventWriter(database, announce),
+    writer: new EventWriter(database, announce, {
+      ...defaultEventWriterSettings,
+      ...(hub && { tickMs: inProcessTickMs }),
+    }),
     endpoint,
     tools,
     agents: createAgentReader(database),

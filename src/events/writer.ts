@@ -9,8 +9,10 @@ import type { RecordedEvent, TurnEvent } from "../turn/events.ts";
 import { mergeDeltas } from "./merge.ts";
 
 export interface EventWriterSettings {
-  /** Time between two writes while events keep coming. */
+  /** Time between two writes while text keeps coming. */
   tickMs: number;
+  /** What stands around the text waits so long for some to go with, or for the end of the step. */
+  frameWaitMs: number;
   /** The tick stretches with the duration of writes up to this. */
   maxTickMs: number;
   /** A step whose unwritten events exceed this has to wait before it reads more of its stream. */
@@ -19,9 +21,13 @@ export interface EventWriterSettings {
 
 export const defaultEventWriterSettings: EventWriterSettings = {
   tickMs: 15,
+  frameWaitMs: 15,
   maxTickMs: 200,
   maxPendingBytes: 1024 * 1024,
 };
+
+/** The tick where subscribers are in the same process: for them a write costs no other read. */
+export const inProcessTickMs = 5;
 
 const retryWriteMs = 250;
 
@@ -156,7 +162,7 @@ export class EventWriter {
     step.bytes += sizeOf(event);
     if (typeof event["delta"] !== "string") {
       // Nobody waits for what stands around the words; they take it along.
-      this.#schedule(this.#tickMs);
+      this.#schedule(Math.max(this.#tickMs, this.#settings.frameWaitMs));
     } else if (step.hasWritten) {
       this.#schedule(this.#untilTickMs());
     } else {
