@@ -5,19 +5,20 @@ export function percentile(samples: readonly number[], share: number): number {
 }
 
 /** Milliseconds of `count` runs, one after the other, after some that do not count. */
-export async function timeEach(
+export async function timeEach<Result>(
   count: number,
-  run: () => Promise<unknown>,
-  warmUps = 10,
+  run: () => Promise<Result>,
+  afterEach: (result: Result) => Promise<void> = async () => {},
 ): Promise<number[]> {
-  for (let each = 0; each < warmUps; each++) await run();
+  const warmUps = 10;
   const samples: number[] = [];
-  for (let each = 0; each < count; each++) {
+  for (let each = 0; each < warmUps + count; each++) {
     const startedAt = performance.now();
-    await run();
+    const result = await run();
     samples.push(performance.now() - startedAt);
+    await afterEach(result);
   }
-  return samples;
+  return samples.slice(warmUps);
 }
 
 /** Milliseconds of `count` runs with `concurrency` under way at a time. */

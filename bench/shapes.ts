@@ -6,7 +6,8 @@ import { bareTaskQueue } from "./bare/worker.ts";
 /** One way to get an answer: the whole of it, or the time of its first token. */
 export interface Shape {
   name: string;
-  turn(): Promise<unknown>;
+  /** Resolves with the turn's id, where it has one. */
+  turn(): Promise<string>;
   /** Resolves when the first piece of text is there, and reads the rest without waiting for it. */
   firstToken?(): Promise<void>;
 }
@@ -23,7 +24,7 @@ async function firstDelta(events: AsyncIterable<{ type: string }>): Promise<void
 export function bareSdk(openai: OpenAI): Shape {
   return {
     name: "bare SDK call",
-    turn: () => openai.responses.create({ model, input }),
+    turn: async () => (await openai.responses.create({ model, input })).id,
     firstToken: async () =>
       firstDelta(await openai.responses.create({ model, input, stream: true })),
   };
@@ -33,13 +34,16 @@ export function bareSdk(openai: OpenAI): Shape {
 export function bareWorkflow(client: Client, requestEagerStart = false): Shape {
   return {
     name: requestEagerStart ? "one-activity workflow, eager start" : "one-activity workflow",
-    turn: () =>
-      client.workflow.execute("bareTurn", {
+    async turn() {
+      const workflowId = `bare-${crypto.randomUUID()}`;
+      await client.workflow.execute("bareTurn", {
         taskQueue: bareTaskQueue,
-        workflowId: `bare-${crypto.randomUUID()}`,
+        workflowId,
         args: [input],
         requestEagerStart,
-      }),
+      });
+      return workflowId;
+    },
   };
 }
 
@@ -48,7 +52,8 @@ export function inOneProcess(turnkeeper: Turnkeeper): Shape {
     name: "Turnkeeper, one process",
     turn: async () => {
       const turn = await turnkeeper.turns.start({ agent: model, input });
-      return turn.result();
+      await turn.result();
+      return turn.id;
     },
     firstToken: async () => {
       const turn = await turnkeeper.turns.start({ agent: model, input });
