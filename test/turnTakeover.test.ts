@@ -1,7 +1,9 @@
 import { randomUUID } from "node:crypto";
+import { setTimeout as delay } from "node:timers/promises";
 import type { Client } from "@temporalio/client";
 import { pino } from "pino";
 import { afterAll, afterEach, beforeAll, expect, inject, test } from "vitest";
+import { heldForMs } from "../src/activities/streamModel.ts";
 import type { TurnHandle } from "../src/turns.ts";
 import { openModelEndpoint } from "../src/responses/call.ts";
 import { calls, fault, gate, text } from "../src/simulator/server.ts";
@@ -39,6 +41,19 @@ const visitTool = (name: string, repeatable: boolean) =>
     },
   });
 
+/** What a handler has to do before it answers. */
+let beforeAnswer: () => Promise<void> = async () => {};
+
+const prepare = defineTool({
+  name: "prepare",
+  description: "Does what the test says.",
+  parameters: { type: "object", properties: {} },
+  async handler() {
+    await beforeAnswer();
+    return "ready";
+  },
+});
+
 const later = defineTool({
   name: "later",
   description: "Only new workers have it.",
@@ -51,9 +66,9 @@ describeWith(["postgres", "temporal"], "a step that is taken over", () => {
   let temporal: Client;
 
   beforeAll(async () => {
-    const tools = ["pay", "look"];
+    const tools = ["pay", "look", "prepare"];
     deployment = await deploy({
-      tools: [visitTool("pay", false), visitTool("look", true)],
+      tools: [visitTool("pay", false), visitTool("look", true), prepare],
       agents: [
         defineAgent({ name: "default", model: "gpt-test", tools }),
         defineAgent({ name: "once", model: "gpt-test", tools, limits: { maxAttemptsPerStep: 1 } }),
@@ -99,6 +114,41 @@ describeWith(["postgres", "temporal"], "a step that is taken over", () => {
     release.resolve();
     expect(await ended(turn)).toMatchObject({ status: "completed", text: answer });
     expect(await outcomes(turn)).toEqual(["wasted", "used"]);
+  });
+
+  test("is not bought again by an attempt that was held up behind its claim", async () => {
+    const { simulator, database, turnkeeper } = deployment;
+    simulator.script(text("Hello."), calls([{ name: "prepare", arguments: {} }]), text(answer));
+    const first = await ended(await start());
+    // The items of the conversation cannot be read, so the call that follows the tool has to wait.
+    const held = Promise.withResolvers<void>();
+    const release = Promise.withResolvers<void>();
+    let locked: Promise<void> = Promise.resolve();
+    beforeAnswer = () => {
+      locked = database.transaction(async (tx) => {
+        await tx.query("LOCK TABLE items IN ACCESS EXCLUSIVE MODE");
+        held.resolve();
+        await release.promise;
+      });
+      return held.promise;
+    };
+    const turn = await turnkeeper.turns.start({
+      input: "Go on",
+      model: "default",
+      conversation: first.turn.conversationId,
+    });
+    const isWaiting = () =>
+      database.query("SELECT FROM pg_locks WHERE relation = 'items'::regclass AND NOT granted");
+    await expect.poll(isWaiting).toHaveLength(1);
+    await replaceAttempt(turn, 3);
+    // Sooner than this after its claim no step is taken over, and no attempt looks.
+    await delay(heldForMs);
+    release.resolve();
+    await locked;
+    expect(await ended(turn)).toMatchObject({ status: "completed", text: answer });
+    expect(simulator.bill).toHaveLength(3);
+    // Whoever takes a step over cannot know that the call of the one before never left.
+    expect(await outcomes(turn)).toEqual(["used", "wasted", "used"]);
   });
 
   test("is not written to by the attempt that was replaced", async () => {

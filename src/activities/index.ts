@@ -6,28 +6,29 @@ import { createEndTurn } from "./endTurn.ts";
 import type { HeadStarts } from "./headStarts.ts";
 import type { Parts } from "./parts.ts";
 import { createRunTool } from "./runTool.ts";
-import { retryLater } from "./stepContext.ts";
+import { keepHeartbeating, retryLater } from "./stepContext.ts";
 
 /** All activities of a turn, bound to their real parts. */
 export function createTurnActivities(parts: Parts, headStarts: HeadStarts) {
   return {
-    admitTurn: withoutDetails(parts, createAdmitTurn(parts)),
-    awaitGrant: withoutDetails(parts, createAwaitGrant(parts)),
-    callModel: withoutDetails(parts, createCallModel(parts, headStarts)),
-    runTool: withoutDetails(parts, createRunTool(parts)),
-    endTurn: withoutDetails(parts, createEndTurn(parts)),
+    admitTurn: asAttempt(parts, createAdmitTurn(parts)),
+    awaitGrant: asAttempt(parts, createAwaitGrant(parts)),
+    callModel: asAttempt(parts, createCallModel(parts, headStarts)),
+    runTool: asAttempt(parts, createRunTool(parts)),
+    endTurn: asAttempt(parts, createEndTurn(parts)),
   };
 }
 
 /**
- * What an activity did not expect goes to the log of the worker; history gets its class alone, for
- * messages and stacks would carry bodies and secrets there [5] [15].
+ * Tells Temporal that the attempt lives. What an activity did not expect goes to the log of the worker;
+ * history gets its class alone, for messages and stacks would carry bodies and secrets there [5] [15].
  */
-function withoutDetails<Input extends unknown[], Result>(
+function asAttempt<Input extends unknown[], Result>(
   parts: Parts,
   activity: (...input: Input) => Promise<Result>,
 ): (...input: Input) => Promise<Result> {
   return async (...input) => {
+    const stopHeartbeats = keepHeartbeating();
     try {
       return await activity(...input);
     } catch (error) {
@@ -36,6 +37,8 @@ function withoutDetails<Input extends unknown[], Result>(
       const turn = Context.current().info.workflowExecution?.workflowId;
       parts.log[isStore ? "warn" : "error"]({ turn, err: error }, "an activity failed");
       throw retryLater(isStore ? error.code : "internal");
+    } finally {
+      stopHeartbeats();
     }
   };
 }

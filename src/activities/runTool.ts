@@ -17,7 +17,6 @@ import type { StepStopped } from "./runningTurns.ts";
 import {
   claimForAttempt,
   currentFence,
-  keepHeartbeating,
   linkStops,
   retryLater,
   tryElsewhere,
@@ -47,16 +46,11 @@ const notRun: ToolResult = {
 export function createRunTool(parts: Parts) {
   return async function runTool(input: { step: number }): Promise<StepVerdict> {
     const fence = currentFence(input.step);
-    const stopHeartbeats = keepHeartbeating();
-    try {
-      const claim = await claimForAttempt(parts, fence, "tool");
-      if (claim.outcome === "recorded") return claim.verdict;
-      if (claim.outcome === "fenced" || claim.call === null) throw retryLater("fenced");
-      const result = await runClaimed(parts, fence, claim, claim.call);
-      return await storeOutcome(parts, claim.turn, fence, claim.call, result);
-    } finally {
-      stopHeartbeats();
-    }
+    const claim = await claimForAttempt(parts, fence, "tool");
+    if (claim.outcome === "recorded") return claim.verdict;
+    if (claim.outcome === "fenced" || claim.call === null) throw retryLater("fenced");
+    const result = await runClaimed(parts, fence, claim, claim.call);
+    return await storeOutcome(parts, claim.turn, fence, claim.call, result);
   };
 }
 

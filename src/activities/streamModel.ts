@@ -7,6 +7,7 @@ import { eventsOfResponse } from "../responses/wholeResponse.ts";
 import type { ModelCallEnd } from "../store/modelCalls.ts";
 import type { Claim } from "../store/claims.ts";
 import type { Fence } from "../store/fence.ts";
+import { holdsStep } from "../store/steps.ts";
 import type { Agent } from "../turn/agent.ts";
 import type { BudgetLimit } from "../turn/budget.ts";
 import { estimateTokens, estimateUsage } from "../turn/estimate.ts";
@@ -20,6 +21,7 @@ import { readModelCall } from "./modelContext.ts";
 import type { NextModelCall } from "./modelContext.ts";
 import { OutputMeter } from "./outputMeter.ts";
 import type { Parts } from "./parts.ts";
+import { StepStopped } from "./runningTurns.ts";
 
 export type Claimed = Extract<Claim, { outcome: "claimed" }>;
 
@@ -91,6 +93,7 @@ export async function openCall(
 export async function streamModel(step: ModelStep, open: OpenCall): Promise<ModelAnswer> {
   const { parts, turn, stop } = step;
   parts.modelPauses.check(turn.model, step.fence.attempt);
+  await checkHeld(step);
   stop.signal.throwIfAborted();
   step.isSent = true;
   const stream = parts.endpoint.stream(open.next.call, {
@@ -99,6 +102,20 @@ export async function streamModel(step: ModelStep, open: OpenCall): Promise<Mode
     onRequestId: (id) => (step.ledger.requestId = id),
   });
   return follow(step, open, stream);
+}
+
+/** Nobody takes a step over sooner than this after its claim. */
+export const heldForMs = 1_000;
+
+/**
+ * A process that was paused behind its claim may have been replaced, and would buy what its successor
+ * has bought [7].
+ *
+ * @throws StepStopped `fenced`.
+ */
+async function checkHeld({ parts, claim, fence }: ModelStep): Promise<void> {
+  if (performance.now() - claim.askedAt < heldForMs) return;
+  if (!(await holdsStep(parts.database, fence))) throw new StepStopped("fenced");
 }
 
 /** Answers with the agent's own text, where no model could. */

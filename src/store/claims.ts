@@ -37,6 +37,8 @@ export type Claim =
       kept: KeptResponse | null;
       /** What the claim has put on record. */
       events: RecordedEvent[];
+      /** `performance.now()` before it was asked for: nobody can have replaced it by then. */
+      askedAt: number;
     }
   /** The step is finished on record [7], or its turn has ended. */
   | { outcome: "recorded"; verdict: StepVerdict }
@@ -198,6 +200,7 @@ async function claimInside(
   replacedRunId: string | null,
 ): Promise<Claim | "other run"> {
   const { fence, kind, token } = claim;
+  const askedAt = performance.now();
   const [taken, before, firstOutputIndex] = await Promise.all([
     takeTurn(tx, fence.turnId, fence.runId, replacedRunId),
     readStep(tx, fence),
@@ -232,6 +235,7 @@ async function claimInside(
     modelCallId,
     kept,
     events: await appendEvents(tx, turn, events),
+    askedAt,
   };
 }
 

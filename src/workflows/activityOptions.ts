@@ -25,6 +25,7 @@ const steps = proxyActivities<Pick<TurnActivities, "callModel" | "runTool">>({
 
 const short = proxyActivities<Pick<TurnActivities, "admitTurn" | "awaitGrant" | "endTurn">>({
   startToCloseTimeout: 15_000,
+  heartbeatTimeout: heartbeatTimeoutMs,
   // The database or a worker may be away for as long as it takes.
   retry: { ...retry, maximumAttempts: Number.POSITIVE_INFINITY },
 });
