@@ -154,7 +154,7 @@ const ofCancels: readonly MatrixPoint[] = [
   ...bothSides(cancelled, write("ending of the turn"), "the ending of a cancelled turn"),
   ...bothSides(cancelled, ["call", "RequestCancelWorkflowExecution"], "Temporal's cancel"),
   ...bothSides(
-    cancelled,
+    scenarios["cancelled late"],
     write("cost of a cancelled response"),
     "the cost of a cancelled response",
     inBackground,

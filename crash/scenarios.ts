@@ -51,6 +51,12 @@ const plain: Scenario = {
   answer,
 };
 
+async function deleteResponse({ baseUrl }: CallToAnswer["simulator"], id: string): Promise<void> {
+  const headers = { authorization: "Bearer none" };
+  const { ok } = await fetch(`${baseUrl}/responses/${id}`, { method: "DELETE", headers });
+  if (!ok) throw new Error(`The response ${id} could not be deleted.`);
+}
+
 /** It ends whole, or as cancelled with the text so far. */
 const cut = { statuses: ["cancelled", "completed"] } as const;
 
@@ -137,12 +143,21 @@ export const scenarios = {
       const { nth, simulator } = call;
       if (nth > 1) return answer(call);
       const id = `resp_gone_${crypto.randomUUID()}`;
-      const lose = () => fetch(`${simulator.baseUrl}/responses/${id}`, { method: "DELETE" });
+      const lose = () => deleteResponse(simulator, id);
       const loss = { at: failAfterDeltas, reached: Promise.resolve(), open() {} };
-      return say(1, { id, pauseAfter: { ...loss, pass: async () => void (await lose()) } });
+      return say(1, { id, pauseAfter: { ...loss, pass: lose } });
     },
   },
   cancelled: cutShort("cancelled", (users, first) => users.cancel(first)),
+  /** The provider has ended its answer, of which nobody hears any more, when it is cancelled. */
+  "cancelled late": {
+    ...cutShort("cancelled late", async (users, first) => {
+      await users.answered();
+      await users.cancel(first);
+    }),
+    answer: (call) =>
+      call.turn === 1 ? fault.silence(failAfterDeltas, answer(call)) : answer(call),
+  },
   "cancelled in Temporal": cutShort("cancelled in Temporal", (users, first) =>
     users.cancelInTemporal(first),
   ),

@@ -94,6 +94,11 @@ export class Users {
     });
   }
 
+  /** Resolves when the model has ended an answer, whoever has heard it. */
+  async answered(): Promise<void> {
+    await this.#lane.simulator.waitFor("finished");
+  }
+
   /** Cancels a turn over HTTP; the request is sent again until it is answered. */
   async cancel({ subscriber }: CellTurn): Promise<void> {
     await this.#post(`/v1/responses/${subscriber.turnId}/cancel`);
