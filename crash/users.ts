@@ -78,11 +78,13 @@ export class Users {
   askDirectly(asked: ResponseRequest = {}): CellTurn {
     const turnId = newId("turn");
     const request = { ...this.#request(), ...asked };
-    return this.#follow(null, {}, {}, async () => {
+    const turn = this.#follow(null, {}, {}, async () => {
       await this.#until(() => this.#startWorkflow(turnId, request));
       await this.#until(async () => (await this.#read(turnId)) !== null);
       return turnId;
     });
+    turn.subscriber.turnId = turnId;
+    return turn;
   }
 
   /** Asks over HTTP for a replay of a turn. */
