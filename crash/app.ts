@@ -28,12 +28,15 @@ export const tools = [
   }),
 ];
 
-/** One agent for each policy, under the policy's name. */
-export const agents = (["foreground", "background"] as const).map((durability) =>
-  defineAgent({
-    name: durability,
-    model: "gpt-crash",
-    durability,
-    tools: tools.map((tool) => tool.name),
-  }),
-);
+const fallbacks = [{ model: "gpt-crash-fallback" }];
+const staticAnswer = "No model answers now.";
+
+/** For each policy one agent under its name, and others that go on where their model does not. */
+export const agents = (["foreground", "background"] as const).flatMap((durability) => {
+  const base = { model: "gpt-crash", durability, tools: tools.map((tool) => tool.name) };
+  return [
+    defineAgent({ ...base, name: durability }),
+    defineAgent({ ...base, name: `${durability}-fallback`, fallbacks }),
+    defineAgent({ ...base, name: `${durability}-static`, staticAnswer }),
+  ];
+});

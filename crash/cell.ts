@@ -6,13 +6,16 @@ import type { Cell } from "./cells.ts";
 import type { Lane } from "./lane.ts";
 import type { LaneProcess } from "./laneProcess.ts";
 import { describeWorkflow, lostWorkflowTask, untilQuiet } from "./quiet.ts";
+import type { MatrixPoint } from "./points.ts";
 import { pick, randomOf } from "./random.ts";
 import type { Random } from "./random.ts";
-import { expectedText, scriptModel } from "./scenario.ts";
-import type { ModelCall } from "./scenario.ts";
-import { Subscriber } from "./subscriber.ts";
+import { scriptModel } from "./model.ts";
+import type { ModelCall } from "./model.ts";
+import { readPlace } from "./record.ts";
 import type { Held, Moment } from "./tripwire.ts";
-import { judge } from "./verdict.ts";
+import { Users } from "./users.ts";
+import type { CellTurn } from "./users.ts";
+import { checkOrder, judge } from "./verdict.ts";
 import type { Problem } from "./verdict.ts";
 
 /** What came of one kill. */
@@ -23,8 +26,8 @@ export interface CellResult {
   resumeMs: number | null;
   /** From the kill to the turn's end on record; to the workflow's end, if the turn had ended. */
   recoverMs: number | null;
-  /** What the victim died with, as Temporal tells: its timeout is the one that has to pass. */
-  inside: "activity" | "workflow task";
+  /** What the victim died with, whose timeout is the one that has to pass. */
+  inside: MatrixPoint["inside"] | "workflow task";
   /** Calls to the model that were made and not used. */
   wasted: number;
   /** Connections of the subscriber. */
@@ -34,7 +37,7 @@ export interface CellResult {
 /** Whether some points are reached depends on how fast the machine is: those may be tried again. */
 const notReached = "the point was not reached";
 const reachWithinMs = 60_000;
-const afterEndMs = 10_000;
+const afterEndMs = 2_000;
 /** A turn that has not ended by then is lost. */
 const endWithinMs = 60_000;
 const quietWithinMs = 40_000;
@@ -66,57 +69,75 @@ export async function runCell(lane: Lane, cell: Cell, seed: number): Promise<Cel
 
 async function tryCell(lane: Lane, cell: Cell, seed: number): Promise<CellResult> {
   const { point, policy } = cell;
+  const { scenario } = point;
   const random = randomOf(seed, cell.name);
   lane.simulator.reset();
   lane.effects.reset();
-  const calls = scriptModel(lane, point.scenario, random);
   const result = noResult(cell);
-  const subscriber = new Subscriber(
-    lane.gateways.map((gateway) => gateway.url),
-    { model: policy, input: point.scenario },
-  );
   const over = new AbortController();
-  const reached = lane.tripwire.arm(point);
-  const followed = subscriber.follow(over.signal);
+  const users = new Users(lane, scenario.agent(policy), over.signal);
+  const calls = scriptModel(lane, scenario, () => users.turns.length, random);
+  const reached = users.begun(point.turn).then(() => lane.tripwire.arm(point));
+  const followed = scenario.run(users);
   followed.catch(() => {});
-  // What comes behind a turn's end comes soon.
-  const ended = followed.then(() => delay(afterEndMs, null));
-  const held = await within(Promise.race([reached, ended]), reachWithinMs);
+  const held = await within(Promise.race([reached, behind(followed, lane, users)]), reachWithinMs);
   lane.tripwire.disarm();
   const struckAt = new Date();
+  const asked = users.turns.slice();
   const { takeovers, struck } =
     held === null
       ? { takeovers: {}, struck: Promise.resolve(notReached) }
-      : strike(lane, cell, held, subscriber, random);
+      : strike(lane, cell, held, users, random);
   await within(followed, endWithinMs);
   over.abort();
   const complaint = await struck;
   lane.tripwire.onMoment = () => {};
   if (complaint !== null) result.problems.push({ breach: "other", detail: complaint });
-  result.connections = subscriber.connections;
-  result.wasted = calls.length - new Set(calls.map((call) => call.step)).size;
-  await examine(lane, result, subscriber, calls);
-  if (subscriber.turnId !== null) {
-    result.recoverMs = await recovery(lane, subscriber.turnId, struckAt);
-    if (await lostWorkflowTask(lane, subscriber.turnId)) result.inside = "workflow task";
-    result.resumeMs = takeovers[result.inside] ?? null;
-  }
+  result.connections = users.turns.reduce((sum, turn) => sum + turn.subscriber.connections, 0);
+  result.wasted = calls.length - new Set(calls.map((call) => `${call.turn} ${call.step}`)).size;
+  await examine(lane, result, users, calls);
+  result.recoverMs = await recovery(lane, idsOf(asked), struckAt);
+  result.inside = await diedInside(lane, cell, idsOf(users.turns));
+  const part = result.inside === "workflow task" ? "workflow task" : "activity";
+  result.resumeMs = takeovers[part] ?? null;
   return result;
 }
 
+function idsOf(turns: readonly CellTurn[]): string[] {
+  return turns.flatMap(({ subscriber }) => subscriber.turnId ?? []);
+}
+
+/** Resolves with `null` when what comes behind the ends of turns has come as well. */
+async function behind(followed: Promise<unknown>, lane: Lane, users: Users): Promise<null> {
+  await followed;
+  await untilQuiet(lane, idsOf(users.turns), quietWithinMs);
+  return delay(afterEndMs, null);
+}
+
+async function diedInside(
+  lane: Lane,
+  { point }: Cell,
+  turnIds: readonly string[],
+): Promise<CellResult["inside"]> {
+  for (const turnId of turnIds) {
+    if (await lostWorkflowTask(lane, turnId)) return "workflow task";
+  }
+  return point.inside;
+}
+
 /** From the strike until another process has done its first of each, in milliseconds. */
-type Takeovers = Partial<Record<CellResult["inside"], number>>;
+type Takeovers = Partial<Record<"activity" | "workflow task", number>>;
 
 /** Strikes, and notes when another process goes on with what the victim had under way. */
 function strike(
   lane: Lane,
   cell: Cell,
   held: Held,
-  subscriber: Subscriber,
+  users: Users,
   random: Random,
 ): { takeovers: Takeovers; struck: Promise<string | null> } {
   const { point, way } = cell;
-  const process = victimOf(lane, cell, held, subscriber, random);
+  const process = victimOf(lane, cell, held, users, random);
   const takeovers: Takeovers = {};
   const struckAt = performance.now();
   lane.tripwire.onMoment = (moment) => {
@@ -124,45 +145,67 @@ function strike(
     if (what !== null) takeovers[what] ??= performance.now() - struckAt;
   };
   const struck = way
-    .strike({ lane, point, held, subscriber, process })
+    .strike({ lane, point, held, users, process })
     .catch((error: unknown) => `the harness failed: ${String(error)}`);
   return { takeovers, struck };
 }
 
-/** Waits until nothing goes on any more, and holds the turn against everything that must hold of it. */
+/** Waits until nothing goes on any more, and holds the turns against everything that must hold. */
 async function examine(
   lane: Lane,
   { cell, problems }: CellResult,
-  subscriber: Subscriber,
+  users: Users,
   calls: readonly ModelCall[],
 ): Promise<void> {
-  const { turnId } = subscriber;
-  const hasEnded = isTerminalEvent(subscriber.events.at(-1)?.type ?? "");
-  if (turnId === null || !hasEnded) {
+  const turns: Turn[] = [];
+  for (const { subscriber } of users.turns) {
+    const { turnId } = subscriber;
+    const hasEnded = isTerminalEvent(subscriber.events.at(-1)?.type ?? "");
+    if (turnId !== null && hasEnded) {
+      turns.push((await readTurnOfWorkflow(lane.database, turnId)) as Turn);
+      continue;
+    }
     const detail = `the turn ${turnId} did not end: ${String(subscriber.lastError)}`;
     problems.push({ breach: "lost", detail });
-    return;
   }
-  const left = await untilQuiet(lane, [turnId], quietWithinMs);
+  problems.push(...users.refusals.map((detail): Problem => ({ breach: "other", detail })));
+  if (turns.length < users.turns.length) return;
+  const left = await untilQuiet(lane, idsOf(users.turns), quietWithinMs);
   if (left.length > 0) problems.push({ breach: "left behind", detail: left.join(", ") });
-  problems.push(
+  const places = await Promise.all(turns.map(({ id }) => readPlace(lane.database, id)));
+  problems.push(...checkOrder(places));
+  for (const [at, turn] of turns.entries()) {
+    const own = calls.filter((call) => call.turn === at + 1);
+    problems.push(...(await examineTurn(lane, cell, users.turns[at] as CellTurn, turn, own)));
+  }
+}
+
+async function examineTurn(
+  lane: Lane,
+  cell: Cell,
+  { subscriber, expected }: CellTurn,
+  turn: Turn,
+  calls: readonly ModelCall[],
+): Promise<Problem[]> {
+  const requestIds = new Set(calls.map((call) => call.requestId));
+  return [
     ...subscriber.refusals.map((detail): Problem => ({ breach: "other", detail })),
     ...(await judge({
       database: lane.database,
-      turn: (await readTurnOfWorkflow(lane.database, turnId)) as Turn,
-      mayBeGivenUp: cell.policy === "foreground",
+      turn,
+      mostGivenUp: cell.policy === "foreground" ? Infinity : cell.point.scenario.givenUp,
       mayBeUnknown: cell.way.victim === "worker" || cell.way.victim === "Temporal",
-      expected: { text: expectedText(cell.point.scenario), statuses: statusesAfter(cell) },
+      expected: { ...expected, statuses: statusesAfter(cell, expected.statuses) },
       seen: subscriber.events,
       calls,
-      bill: lane.simulator.bill,
+      bill: lane.simulator.bill.filter(({ requestId }) => requestIds.has(requestId)),
       effects: lane.effects.counts,
     })),
-  );
+  ];
 }
 
 /** What a process takes over when it does this. */
-function takenOver({ what, side }: Moment): CellResult["inside"] | null {
+function takenOver({ what, side }: Moment): keyof Takeovers | null {
   if (side === "before") return null;
   switch (what) {
     case "claim of a model step":
@@ -181,31 +224,45 @@ function victimOf(
   lane: Lane,
   { way }: Cell,
   held: Held,
-  subscriber: Subscriber,
+  users: Users,
   random: Random,
 ): LaneProcess {
-  if (way.victim === "gateway") {
-    return lane.gateways.find((gateway) => gateway.url === subscriber.url) as LaneProcess;
-  }
-  const own = lane.workers.find((worker) => worker.name === held.process);
-  return own ?? pick(random, lane.workers);
+  const isHeld = ({ name }: LaneProcess): boolean => name === held.process;
+  if (way.victim !== "gateway") return lane.workers.find(isHeld) ?? pick(random, lane.workers);
+  const url = users.turns.at(-1)?.subscriber.url;
+  const its = lane.gateways.find((gateway) => gateway.url === url);
+  return lane.gateways.find(isHeld) ?? its ?? pick(random, lane.gateways);
 }
 
 /**
  * A turn that was terminated by hand ends failed. Where the answer was whole by then, or could become
  * so before its worker heard of it, its ending wins.
  */
-function statusesAfter({ point, way }: Cell): Turn["status"][] {
-  if (way.victim !== "workflow") return ["completed"];
-  return point.at === "model" || point.at === "tool" ? ["failed"] : ["failed", "completed"];
+function statusesAfter(
+  { point, way }: Cell,
+  statuses: readonly Turn["status"][],
+): readonly Turn["status"][] {
+  if (way.victim !== "workflow") return statuses;
+  return point.at === "model" || point.at === "tool" ? ["failed"] : ["failed", ...statuses];
 }
 
-async function recovery(lane: Lane, turnId: string, struckAt: Date): Promise<number | null> {
+/** Of the turns that had been asked for at the strike, until the last of them had ended. */
+async function recovery(
+  lane: Lane,
+  turnIds: readonly string[],
+  struckAt: Date,
+): Promise<number | null> {
+  const times = await Promise.all(turnIds.map((turnId) => endOf(lane, turnId, struckAt)));
+  const ends = times.filter((time) => time !== null).map((time) => time.getTime());
+  return ends.length === 0 ? null : Math.max(0, Math.max(...ends) - struckAt.getTime());
+}
+
+/** When a turn ended; if that was before the strike, when its workflow did. */
+async function endOf(lane: Lane, turnId: string, struckAt: Date): Promise<Date | null> {
   const turn = await readTurnOfWorkflow(lane.database, turnId);
   if (turn === null || turn.endedAt === null) return null;
-  if (turn.endedAt > struckAt) return turn.endedAt.getTime() - struckAt.getTime();
-  const closedAt = (await describeWorkflow(lane, turnId))?.closeTime;
-  return closedAt === undefined ? null : Math.max(0, closedAt.getTime() - struckAt.getTime());
+  if (turn.endedAt > struckAt) return turn.endedAt;
+  return (await describeWorkflow(lane, turnId))?.closeTime ?? null;
 }
 
 /** `null` when it takes longer. */

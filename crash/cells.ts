@@ -7,7 +7,7 @@ import type { Way } from "./ways.ts";
 /** How a step survives its worker; an agent's choice. */
 export type Policy = "foreground" | "background";
 
-/** One kill: where, who and how. */
+/** One kill: where, who and how. The point says in which scenario. */
 export interface Cell {
   /** `POLICY/POINT/VICTIM/WAY`, by which it can be run again. */
   name: string;
@@ -16,24 +16,33 @@ export interface Cell {
   way: Way;
 }
 
-/** A turn can be terminated by hand only where Temporal has it, and runs it. */
-function isPossible(point: MatrixPoint, way: Way): boolean {
-  return way.victim !== "workflow" || point.hasWorkflow;
+/**
+ * A turn can be terminated by hand only where Temporal has it, and runs it. In `serve` the worker is the
+ * gateway.
+ */
+function isPossible(point: MatrixPoint, { victim }: Way): boolean {
+  if (victim === "workflow") return point.hasWorkflow;
+  return victim !== "gateway" || point.scenario.deployment === "apart";
 }
+
+/** So many that each point has a killed worker with both policies, and the others of each way a dozen. */
+export const defaultKills = 480;
 
 /** The whole matrix, in its own order. */
 export function allCells(policies: readonly Policy[]): Cell[] {
   return policies.flatMap((policy) =>
-    points.flatMap((point) =>
-      ways
-        .filter((way) => isPossible(point, way))
-        .map((way) => ({
-          name: `${policy}/${point.name}/${way.victim}/${way.way}`,
-          policy,
-          point,
-          way,
-        })),
-    ),
+    points
+      .filter((point) => point.policies.includes(policy))
+      .flatMap((point) =>
+        ways
+          .filter((way) => isPossible(point, way))
+          .map((way) => ({
+            name: `${policy}/${point.name}/${way.victim}/${way.way}`,
+            policy,
+            point,
+            way,
+          })),
+      ),
   );
 }
 

@@ -21,13 +21,21 @@ import { openPostgresDoor } from "./proxies/postgresProxy.ts";
 import { openTemporalDoor } from "./proxies/temporalProxy.ts";
 import { Tripwire } from "./tripwire.ts";
 
+/** On which all workers are. */
+export const laneTaskQueue = "crash";
+
 const app = fileURLToPath(new URL("app.ts", import.meta.url));
+
+/** Whether workers and gateways are processes of their own, or both are in one, `turnkeeper serve`. */
+export type Deployment = "apart" | "together";
 
 export interface LaneOptions {
   temporalBinary: string;
   workflowBundle: string;
   workers: number;
   gateways: number;
+  /** `together`: every worker is a gateway too, and there are no others. Default `apart`. */
+  deployment?: Deployment;
   /** Variables of the workers and gateways, over those of the lane. */
   environment?: Record<string, string>;
 }
@@ -50,6 +58,7 @@ export const laneEnvironment: Record<string, string> = {
  * gateways. Between the processes and their servers the tripwire sees all that happens.
  */
 export class Lane {
+  readonly deployment: Deployment;
   readonly tripwire: Tripwire;
   readonly simulator: Simulator;
   readonly effects: Effects;
@@ -63,6 +72,7 @@ export class Lane {
   #temporalServer: TemporalServer;
 
   private constructor(
+    deployment: Deployment,
     parts: Pick<
       Lane,
       "tripwire" | "simulator" | "effects" | "postgres" | "processes" | "database" | "temporal"
@@ -71,6 +81,7 @@ export class Lane {
     startTemporal: () => Promise<TemporalServer>,
     clean: () => Promise<void>,
   ) {
+    this.deployment = deployment;
     this.tripwire = parts.tripwire;
     this.simulator = parts.simulator;
     this.effects = parts.effects;
@@ -84,6 +95,7 @@ export class Lane {
   }
 
   static async open(options: LaneOptions): Promise<Lane> {
+    const { deployment = "apart" } = options;
     const folder = await mkdtemp(join(tmpdir(), "turnkeeper-crash-"));
     const port = await anyFreePort();
     const dbFilename = join(folder, "temporal.db");
@@ -97,27 +109,35 @@ export class Lane {
     const database = openPostgres({ url: postgres.url() });
     const { connection, client } = connectLazily({ address: temporalServer.address });
     const parts = { tripwire, simulator, effects, postgres, database, temporal: client };
-    const names = [
-      ...Array.from({ length: options.workers }, (_, at) => `worker-${at + 1}`),
-      ...Array.from({ length: options.gateways }, (_, at) => `gateway-${at + 1}`),
-    ];
+    const named = (role: LaneProcess["role"], count: number): string[] =>
+      Array.from({ length: count }, (_, at) => `${role}-${at + 1}`);
+    const names =
+      deployment === "together"
+        ? named("serve", options.workers)
+        : [...named("worker", options.workers), ...named("gateway", options.gateways)];
     const open = (name: string) => openProcess(name, parts, temporalServer.address, options);
     const processes = await Promise.all(names.map(open));
-    const lane = new Lane({ ...parts, processes }, temporalServer, startTemporal, async () => {
-      await connection.close();
-      await database.close();
-      await rm(folder, { recursive: true, force: true });
-    });
+    const lane = new Lane(
+      deployment,
+      { ...parts, processes },
+      temporalServer,
+      startTemporal,
+      async () => {
+        await connection.close();
+        await database.close();
+        await rm(folder, { recursive: true, force: true });
+      },
+    );
     await lane.ready();
     return lane;
   }
 
   get workers(): LaneProcess[] {
-    return this.processes.filter((each) => each.role === "worker");
+    return this.processes.filter((each) => each.role !== "gateway");
   }
 
   get gateways(): LaneProcess[] {
-    return this.processes.filter((each) => each.role === "gateway");
+    return this.processes.filter((each) => each.role !== "worker");
   }
 
   process(name: string): LaneProcess {
@@ -162,7 +182,7 @@ async function openProcess(
   const postgres = await openPostgresDoor(target, name, tripwire);
   const temporal = await openTemporalDoor(temporalAddress, name, tripwire);
   const port = await anyFreePort();
-  const role = name.startsWith("worker") ? "worker" : "gateway";
+  const role = name.split("-")[0] as LaneProcess["role"];
   return new LaneProcess({
     name,
     role,
@@ -172,7 +192,7 @@ async function openProcess(
       role,
       databaseUrl: `postgres://postgres@127.0.0.1:${postgres.port}/postgres`,
       temporalAddress: `127.0.0.1:${temporal.port}`,
-      taskQueue: "crash",
+      taskQueue: laneTaskQueue,
       openaiBaseUrl: parts.simulator.baseUrl,
       environment: {
         // By its key the model tells who calls.

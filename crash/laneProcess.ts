@@ -10,17 +10,17 @@ const readyWithinMs = 240_000;
 export interface LaneProcessOptions {
   /** Such as `worker-1`. */
   name: string;
-  role: "worker" | "gateway";
+  role: "worker" | "gateway" | "serve";
   doors: { postgres: Door; temporal: Door };
-  /** Where a gateway serves HTTP. */
+  /** Where a gateway serves HTTP; a worker does not. */
   url: string;
   start: WorkerProcessOptions;
 }
 
-/** A worker or a gateway under a supervisor that starts it again whenever it has ended. */
+/** A worker, a gateway or both in one under a supervisor that starts it again whenever it has ended. */
 export class LaneProcess {
   readonly name: string;
-  readonly role: "worker" | "gateway";
+  readonly role: LaneProcessOptions["role"];
   readonly url: string;
   readonly doors: { postgres: Door; temporal: Door };
   readonly #start: WorkerProcessOptions;

@@ -5,8 +5,8 @@ import { readTurnOfWorkflow } from "../src/store/turns.ts";
 import type { Lane } from "./lane.ts";
 import { pick } from "./random.ts";
 import type { Random } from "./random.ts";
-import { answerOf, expectedText, noteCall } from "./scenario.ts";
-import type { ModelCall, Scenario } from "./scenario.ts";
+import { announcement, answerText, callFunctions, noteCall, say, stepOf } from "./model.ts";
+import type { ModelCall } from "./model.ts";
 import { Subscriber } from "./subscriber.ts";
 import { judge } from "./verdict.ts";
 import type { Problem } from "./verdict.ts";
@@ -20,8 +20,11 @@ export interface LoadOptions {
   silenceMs: number;
 }
 
+/** One model call; or one, two tools at a time, and a second call that answers. */
+type Kind = "answer" | "tools";
+
 interface LoadedTurn {
-  scenario: Scenario;
+  kind: Kind;
   subscriber: Subscriber;
   calls: ModelCall[];
   startedAt: number;
@@ -59,16 +62,16 @@ export class Load {
   /** Begins a turn and follows it to its end. */
   begin(): void {
     const random = this.#random;
-    const scenario = pick(random, ["answer", "answer", "tools"] as const);
+    const kind = pick(random, ["answer", "answer", "tools"] as const);
     const model = pick(random, ["foreground", "background"] as const);
-    const input = `${scenario} ${this.turns.length}`;
+    const input = `${kind} ${this.turns.length}`;
     const urls = this.#lane.gateways.map(({ url }) => url);
     // Spread over the gateways; each goes round from where it begins.
     const first = Math.floor(random() * urls.length);
     const order = [...urls.slice(first), ...urls.slice(0, first)];
-    const subscriber = new Subscriber(order, { model, input }, this.#options.silenceMs);
+    const subscriber = new Subscriber(order, { model, input }, this.#options);
     const turn: LoadedTurn = {
-      scenario,
+      kind,
       subscriber,
       calls: [],
       startedAt: performance.now(),
@@ -115,7 +118,7 @@ export class Load {
     return { turns: this.turns.length, calls, problems };
   }
 
-  async #judge({ subscriber, scenario, calls, endedAt }: LoadedTurn): Promise<Problem[]> {
+  async #judge({ subscriber, kind, calls, endedAt }: LoadedTurn): Promise<Problem[]> {
     const { turnId } = subscriber;
     const turn = turnId === null ? null : await readTurnOfWorkflow(this.#lane.database, turnId);
     if (turn === null || endedAt === null) {
@@ -127,9 +130,12 @@ export class Load {
     const found = await judge({
       database: this.#lane.database,
       turn,
-      expected: { text: expectedText(scenario), statuses: ["completed"] },
+      expected: {
+        text: (kind === "tools" ? announcement : "") + answerText(),
+        statuses: ["completed"],
+      },
       // Faults of the provider end kept responses too, and anything may be struck.
-      mayBeGivenUp: true,
+      mostGivenUp: Infinity,
       mayBeUnknown: true,
       seen: subscriber.events,
       calls,
@@ -143,11 +149,16 @@ export class Load {
   }
 
   async #answer(request: SimulatedRequest) {
-    const [, scenario = "answer", number = "0"] =
+    const [, kind, number = "0"] =
       /(answer|tools) (\d+)/.exec(JSON.stringify(request.items[0])) ?? [];
-    const { step } = await noteCall(this.#lane, this.turns[Number(number)]?.calls ?? [], request);
+    const place = { turn: 1, step: stepOf(request) };
+    const calls = this.turns[Number(number)]?.calls ?? [];
+    await noteCall(this.#lane, calls, place, request.requestId);
     const { firstDelayMs, faultShare } = this.#options;
-    const answer = answerOf(scenario as Scenario, step, { firstDelayMs });
+    const answer =
+      kind === "tools" && place.step === 1
+        ? callFunctions(["charge", "look_up"], { firstDelayMs })
+        : say(1, { firstDelayMs });
     if (this.#random() >= faultShare) return answer;
     const faults = [
       fault.rateLimit({ ms: 300 }),

@@ -5,7 +5,7 @@ import { noResult, runCell } from "./cell.ts";
 import type { CellResult } from "./cell.ts";
 import type { Cell } from "./cells.ts";
 import { Lane } from "./lane.ts";
-import type { LaneOptions } from "./lane.ts";
+import type { Deployment, LaneOptions } from "./lane.ts";
 
 export interface MatrixOptions {
   cells: readonly Cell[];
@@ -23,12 +23,20 @@ const hangMs = 300_000;
 
 /** Runs all cells. A lane in which a bar was broken is replaced, so that the next cell starts clean. */
 export async function runMatrix(options: MatrixOptions): Promise<CellResult[]> {
-  const left = [...options.cells];
+  // A lane can be used again by cells of the same deployment only.
+  const left = options.cells.toSorted((one, other) =>
+    deploymentOf(one).localeCompare(deploymentOf(other)),
+  );
   const results: CellResult[] = [];
   const run = async (): Promise<void> => {
     let lane: Lane | null = null;
     for (let cell = left.shift(); cell !== undefined; cell = left.shift()) {
-      lane ??= await Lane.open(options.lane);
+      const deployment = deploymentOf(cell);
+      if (lane !== null && lane.deployment !== deployment) {
+        await lane.close();
+        lane = null;
+      }
+      lane ??= await Lane.open({ ...options.lane, deployment });
       const result = await orHang(runCell(lane, cell, options.seed), cell);
       results.push(result);
       options.onResult(result);
@@ -41,6 +49,10 @@ export async function runMatrix(options: MatrixOptions): Promise<CellResult[]> {
   };
   await Promise.all(Array.from({ length: options.lanes }, run));
   return results;
+}
+
+function deploymentOf({ point }: Cell): Deployment {
+  return point.scenario.deployment;
 }
 
 async function orHang(running: Promise<CellResult>, cell: Cell): Promise<CellResult> {

@@ -164,6 +164,6 @@ async function strikeAtRandom(
     point: anywhere,
     held: { process: "", reachedAt: 0, release: () => {}, drop: () => {} },
     process,
-    subscriber: { disconnect: () => {} },
+    users: { turns: [], disconnect: () => {} },
   });
 }

@@ -1,4 +1,7 @@
+import type { Policy } from "./cells.ts";
+import type { StatementMoment } from "./proxies/statements.ts";
 import type { Scenario } from "./scenario.ts";
+import { scenarios } from "./scenarios.ts";
 import type { Point } from "./tripwire.ts";
 
 /** A place in the way of a turn where something dies. */
@@ -9,82 +12,217 @@ export interface MatrixPoint extends Point {
   at: "statement" | "call" | "model" | "tool";
   /** Whether there is a workflow that can be terminated. */
   hasWorkflow: boolean;
+  /** The turn of its cell, from 1, with which the moments begin to count. */
+  turn: number;
+  /** What a worker is at there: an activity that does not say that it lives has a longer timeout. */
+  inside: "activity" | "activity without heartbeats";
+  /** With which agents it comes about. */
+  policies: readonly Policy[];
 }
 
-const notStarted: Pick<MatrixPoint, "hasWorkflow"> = { hasWorkflow: false };
+type Over = Partial<MatrixPoint>;
+type Place = [at: "statement" | "call", what: string];
+
+const notStarted: Over = { hasWorkflow: false };
+const ofSecondTurn: Over = { turn: 2 };
+const later: Over = { nth: 2 };
+const inBackground: Over = { policies: ["background"] };
+const withoutHeartbeats: Over = { inside: "activity without heartbeats" };
+const byWorker: Over = { by: "worker" };
+const byGateway: Over = { by: "gateway" };
+
+const write = (what: StatementMoment): Place => ["statement", what];
+const start: Place = ["call", "StartWorkflowExecution"];
+const activityEnd: Place = ["call", "RespondActivityTaskCompleted"];
+const activityFailure: Place = ["call", "RespondActivityTaskFailed"];
+const workflowTask = "RespondWorkflowTaskCompleted";
 
 function point(
   scenario: Scenario,
   at: MatrixPoint["at"],
   what: string,
   name: string,
-  over: Partial<MatrixPoint> = {},
+  over: Over = {},
 ): MatrixPoint {
-  const side = "before";
-  return { name, scenario, at, what, side, nth: 1, hasWorkflow: true, ...over };
+  return {
+    name,
+    scenario,
+    at,
+    what,
+    side: "before",
+    nth: 1,
+    hasWorkflow: scenario.isAlone,
+    turn: 1,
+    inside: "activity",
+    policies: ["foreground", "background"],
+    ...over,
+  };
 }
 
 /** A message that is held before it reaches the server, and another time when it was answered. */
-function bothSides(
-  scenario: Scenario,
-  at: "statement" | "call",
-  what: string,
-  name: string,
-  over: Partial<MatrixPoint> = {},
-): MatrixPoint[] {
+function bothSides(scenario: Scenario, [at, what]: Place, name: string, over: Over = {}) {
   return (["before", "after"] as const).map((side) =>
     point(scenario, at, what, `${side} ${name}`, { side, ...over }),
   );
 }
 
-const workflowTask = "RespondWorkflowTaskCompleted";
-const activity = "RespondActivityTaskCompleted";
+const { answer, served, tools, fallback, gone, cancelled, left, queued, direct, client } =
+  scenarios;
 
-/** In the order of a turn: first those of a turn of one call, then what tools add to it. */
-export const points: readonly MatrixPoint[] = [
-  ...bothSides("answer", "statement", "admission", "the admission", notStarted),
-  point("answer", "call", "StartWorkflowExecution", "before the start", notStarted),
-  point("answer", "call", "StartWorkflowExecution", "after the start", { side: "after" }),
-  ...bothSides("answer", "statement", "notification", "the offer to a worker", {
+/** In the order of a turn: of a turn of one call. */
+const ofOneCall: readonly MatrixPoint[] = [
+  ...bothSides(answer, write("admission"), "the admission", notStarted),
+  point(answer, ...start, "before the start", notStarted),
+  point(answer, ...start, "after the start", { side: "after" }),
+  ...bothSides(answer, write("notification"), "the offer to a worker", {
     ...notStarted,
-    by: "gateway",
+    ...byGateway,
   }),
-  point("answer", "call", workflowTask, "inside the first workflow task"),
-  point("answer", "call", workflowTask, "after the first workflow task", { side: "after" }),
-  ...bothSides("answer", "statement", "claim of a model step", "the claim of the model step"),
-  point("answer", "model", "model call", "model call sent"),
-  point("answer", "model", "first event", "first event"),
-  ...bothSides("answer", "statement", "flush", "the first write of events"),
-  ...bothSides("answer", "statement", "notification", "a notification of events", {
-    by: "worker",
-  }),
-  point("answer", "model", "mid-stream", "mid-stream"),
-  ...bothSides("answer", "statement", "flush", "a later write of events", { nth: 2 }),
-  ...bothSides("answer", "statement", "ending of the turn", "the ending transaction"),
-  ...bothSides("answer", "call", activity, "Temporal knows of the ending"),
-  point("answer", "call", workflowTask, "inside the last workflow task", {
-    nth: 2,
-  }),
-  point("answer", "call", workflowTask, "after the last workflow task", {
+  point(answer, "call", workflowTask, "inside the first workflow task"),
+  point(answer, "call", workflowTask, "after the first workflow task", { side: "after" }),
+  ...bothSides(answer, write("claim of a model step"), "the claim of the model step"),
+  point(answer, "model", "model call", "model call sent"),
+  point(answer, "model", "first event", "first event"),
+  ...bothSides(answer, write("flush"), "the first write of events"),
+  ...bothSides(answer, write("notification"), "a notification of events", byWorker),
+  point(answer, "model", "mid-stream", "mid-stream"),
+  ...bothSides(answer, write("flush"), "a later write of events", later),
+  ...bothSides(answer, write("ending of the turn"), "the ending transaction"),
+  ...bothSides(answer, activityEnd, "Temporal knows of the ending"),
+  point(answer, "call", workflowTask, "inside the last workflow task", later),
+  point(answer, "call", workflowTask, "after the last workflow task", {
+    ...later,
+    ...notStarted,
     side: "after",
-    nth: 2,
-    hasWorkflow: false,
   }),
-  ...bothSides("tools", "statement", "ending of a model step", "the ending of the model step"),
-  ...bothSides("tools", "call", activity, "Temporal knows of the model step"),
-  point("tools", "call", workflowTask, "inside the workflow task that starts tools", {
-    nth: 2,
+];
+
+/** What tools add to it. */
+const ofTools: readonly MatrixPoint[] = [
+  ...bothSides(tools, write("ending of a model step"), "the ending of the model step"),
+  ...bothSides(tools, activityEnd, "Temporal knows of the model step"),
+  point(tools, "call", workflowTask, "inside the workflow task that starts tools", later),
+  ...bothSides(tools, write("claim of a tool step"), "the claim of a tool step"),
+  point(tools, "tool", "start of charge", "tool start"),
+  point(tools, "tool", "end of charge", "tool end"),
+  point(tools, "tool", "start of look_up", "repeatable tool start"),
+  point(tools, "tool", "end of look_up", "repeatable tool end"),
+  ...bothSides(tools, write("ending of a tool step"), "the ending of a tool step"),
+  ...bothSides(tools, activityEnd, "Temporal knows of a tool", later),
+  ...bothSides(tools, write("claim of a model step"), "the claim of a later model step", later),
+  point(tools, "model", "mid-stream", "mid-stream after tools", later),
+  ...bothSides(tools, write("ending of the turn"), "the ending transaction after tools"),
+];
+
+/** What a worker and a gateway in one process do otherwise. */
+const ofServe: readonly MatrixPoint[] = [
+  ...bothSides(served, write("admission"), "the admission in serve", notStarted),
+  ...bothSides(served, start, "the start in serve", notStarted),
+  ...bothSides(served, write("claim of a model step"), "the head start in serve", notStarted),
+  ...bothSides(served, write("adoption"), "the adoption of the head start"),
+  point(served, "model", "mid-stream", "mid-stream in serve"),
+  ...bothSides(served, write("ending of the turn"), "the ending transaction in serve"),
+  ...bothSides(served, activityEnd, "Temporal knows of the ending in serve"),
+];
+
+/** What failures of the model add. */
+const ofFailures: readonly MatrixPoint[] = [
+  ...bothSides(fallback, write("call given up"), "a failed call is given up"),
+  ...bothSides(fallback, write("head start postponed"), "the failed head start is postponed"),
+  ...bothSides(fallback, activityFailure, "Temporal knows of the failure"),
+  ...bothSides(fallback, write("head start given up"), "the failed head start is given up"),
+  ...bothSides(fallback, write("claim of a model step"), "the step is taken again", later),
+  ...bothSides(fallback, write("change of the model"), "the model is changed"),
+  point(fallback, "model", "mid-stream", "mid-stream of another model"),
+  ...bothSides(fallback, write("ending of the turn"), "the ending after a fallback"),
+  ...bothSides(scenarios.static, write("change of the model"), "the static answer is chosen"),
+  ...bothSides(scenarios.static, write("call dropped"), "the row of no call is dropped"),
+  ...bothSides(scenarios.static, write("ending of the turn"), "the ending with a static answer"),
+  ...bothSides(gone, write("response replaced"), "a lost response is replaced", inBackground),
+];
+
+const inTemporal = scenarios["cancelled in Temporal"];
+
+/** What ends a turn early, or takes it from its users. */
+const ofCancels: readonly MatrixPoint[] = [
+  ...bothSides(cancelled, write("cancel"), "the cancel"),
+  ...bothSides(cancelled, write("notification"), "the worker hears of the cancel", {
+    ...byGateway,
+    ...later,
   }),
-  ...bothSides("tools", "statement", "claim of a tool step", "the claim of a tool step"),
-  point("tools", "tool", "start of charge", "tool start"),
-  point("tools", "tool", "end of charge", "tool end"),
-  point("tools", "tool", "start of look_up", "repeatable tool start"),
-  point("tools", "tool", "end of look_up", "repeatable tool end"),
-  ...bothSides("tools", "statement", "ending of a tool step", "the ending of a tool step"),
-  ...bothSides("tools", "call", activity, "Temporal knows of a tool", { nth: 2 }),
-  ...bothSides("tools", "statement", "claim of a model step", "the claim of a later model step", {
-    nth: 2,
+  ...bothSides(cancelled, write("call given up"), "the cancelled call is given up"),
+  ...bothSides(cancelled, write("ending of the turn"), "the ending of a cancelled turn"),
+  ...bothSides(cancelled, ["call", "RequestCancelWorkflowExecution"], "Temporal's cancel"),
+  ...bothSides(
+    scenarios["cancelled late"],
+    write("cost of a cancelled response"),
+    "the cost of a cancelled response",
+    inBackground,
+  ),
+  ...bothSides(inTemporal, write("cancel"), "the cancel of a workflow", withoutHeartbeats),
+  ...bothSides(inTemporal, write("ending of the turn"), "the ending of a cancelled workflow"),
+  ...bothSides(left, write("time to cancel"), "everybody has left"),
+  ...bothSides(left, write("ending of the turn"), "the ending of a turn that all have left"),
+  ...bothSides(
+    scenarios.interrupted,
+    write("admission"),
+    "the admission that interrupts",
+    ofSecondTurn,
+  ),
+];
+
+const directlyQueued = scenarios["direct, queued"];
+
+/** What a second turn adds. */
+const ofSecondTurns: readonly MatrixPoint[] = [
+  ...bothSides(queued, write("admission"), "the admission to the queue", ofSecondTurn),
+  ...bothSides(queued, write("ending of the turn"), "the ending that grants"),
+  ...bothSides(queued, start, "the start of a granted turn", { ...ofSecondTurn, ...byWorker }),
+  ...bothSides(queued, write("claim of a model step"), "the claim of a granted turn", ofSecondTurn),
+  ...bothSides(client, write("ending of the turn"), "the ending with a call", withoutHeartbeats),
+  ...bothSides(client, activityEnd, "Temporal knows of the ending with a call", {
+    ...withoutHeartbeats,
+    nth: 3,
   }),
-  point("tools", "model", "mid-stream", "mid-stream after tools", { nth: 2 }),
-  ...bothSides("tools", "statement", "ending of the turn", "the ending transaction after tools"),
+  ...bothSides(client, write("admission"), "the admission of an output", ofSecondTurn),
+  ...bothSides(scenarios.replayed, write("admission"), "the admission of a replay", ofSecondTurn),
+  ...bothSides(
+    scenarios.replayed,
+    write("claim of a finished step"),
+    "the claim of a finished step",
+    ofSecondTurn,
+  ),
+  ...bothSides(
+    scenarios.replayed,
+    write("claim of a model step"),
+    "the claim behind finished steps",
+    ofSecondTurn,
+  ),
+];
+
+/** What a start in Temporal does otherwise. */
+const ofDirectStarts: readonly MatrixPoint[] = [
+  ...bothSides(direct, write("admission"), "the admission by an activity", withoutHeartbeats),
+  ...bothSides(direct, activityEnd, "Temporal knows of the admission", withoutHeartbeats),
+  ...bothSides(direct, write("claim of a model step"), "the claim without a head start"),
+  ...bothSides(directlyQueued, write("admission"), "the admission to the queue by an activity", {
+    ...ofSecondTurn,
+    ...withoutHeartbeats,
+  }),
+  ...bothSides(
+    directlyQueued,
+    ["call", "SignalWorkflowExecution"],
+    "the workflow hears of the grant",
+    ofSecondTurn,
+  ),
+];
+
+export const points: readonly MatrixPoint[] = [
+  ...ofOneCall,
+  ...ofTools,
+  ...ofServe,
+  ...ofFailures,
+  ...ofCancels,
+  ...ofSecondTurns,
+  ...ofDirectStarts,
 ];

@@ -6,9 +6,12 @@ import { points } from "./points.ts";
 import type { Breach } from "./verdict.ts";
 import { ways } from "./ways.ts";
 
-/** The heartbeat timeout of a step and the timeout of a workflow task, and what is allowed beyond. */
-const activityBarMs = 5_000 + 2_000;
-const workflowTaskBarMs = 5_000 + 2_000;
+/** The timeout of each, and what is allowed beyond. */
+const barsMs: Record<CellResult["inside"], number> = {
+  activity: 5_000 + 2_000,
+  "activity without heartbeats": 15_000 + 2_000,
+  "workflow task": 5_000 + 2_000,
+};
 
 const breaches: readonly Breach[] = [
   "lost",
@@ -75,11 +78,11 @@ function spread(samples: readonly number[]): string {
 }
 
 function recoveries(results: readonly CellResult[], inside: CellResult["inside"]): Figure {
-  const barMs = inside === "activity" ? activityBarMs : workflowTaskBarMs;
+  const barMs = barsMs[inside];
   const kills = results.filter((result) => result.inside === inside);
   const samples = kills.flatMap(({ resumeMs }) => (resumeMs === null ? [] : [resumeMs]));
   return {
-    what: `worker killed inside ${inside === "activity" ? "an activity" : "a workflow task"}: another goes on after, p50 / p95 / max`,
+    what: `worker killed inside ${inside.startsWith("a") ? "an" : "a"} ${inside}: another goes on after, p50 / p95 / max`,
     figure: `${spread(samples)} of ${kills.length} kills`,
     bar: `p95 <= ${barMs / 1_000} s`,
     // Nothing can be said of a bar that nothing was held against.
@@ -101,6 +104,7 @@ export function totals(results: readonly CellResult[], policy: Policy): Figure[]
     }),
     { what: "wasted calls", figure: `${wasted}`, bar: "", isKept: true },
     recoveries(killed, "activity"),
+    recoveries(killed, "activity without heartbeats"),
     recoveries(killed, "workflow task"),
     {
       what: "worker killed: the turn has ended after, p50 / p95 / max",

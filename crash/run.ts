@@ -9,7 +9,7 @@ import { Command, InvalidArgumentError, Option } from "commander";
 import { installTemporal } from "../setup/temporal.mjs";
 import { endWithChildren } from "./endWithChildren.ts";
 import { writeWorkflowBundle } from "../test/setup/workflowBundle.ts";
-import { allCells, drawCells, isWorkerKill } from "./cells.ts";
+import { allCells, defaultKills, drawCells, isWorkerKill } from "./cells.ts";
 import type { Cell, Policy } from "./cells.ts";
 import type { CellResult } from "./cell.ts";
 import { laneEnvironment } from "./lane.ts";
@@ -20,7 +20,7 @@ interface Options {
   seed: number;
   kills: number;
   policy: Policy | "both";
-  only?: string;
+  only: string[];
   lanes: number;
   markdown?: string;
   list: boolean;
@@ -35,13 +35,13 @@ function wholeNumber(text: string): number {
 const options = new Command("npm run crash --")
   .description("Kills processes at every point of a turn and prints what became of the turns.")
   .option("--seed <n>", "order, victims and moments follow from it", wholeNumber, 1)
-  .option("--kills <n>", "so many cells, spread over the matrix; 0: all", wholeNumber, 240)
+  .option("--kills <n>", "so many cells, spread over the matrix; 0: all", wholeNumber, defaultKills)
   .addOption(
     new Option("--policy <policy>", "durability of the agent")
       .choices(["foreground", "background", "both"])
       .default("both"),
   )
-  .option("--only <text>", "cells whose POLICY/POINT/VICTIM/WAY has this text")
+  .option("--only <texts...>", "cells whose POLICY/POINT/VICTIM/WAY has one of these texts", [""])
   .option("--lanes <n>", "deployments side by side", wholeNumber, 4)
   .option("--markdown <file>", "write the tables there as well")
   .option("--list", "print the names of the cells and run none", false)
@@ -51,7 +51,9 @@ const options = new Command("npm run crash --")
 function chosenCells(): Cell[] {
   const policies: Policy[] =
     options.policy === "both" ? ["foreground", "background"] : [options.policy];
-  const cells = allCells(policies).filter(({ name }) => name.includes(options.only ?? ""));
+  const cells = allCells(policies).filter(({ name }) =>
+    options.only.some((text) => name.includes(text)),
+  );
   const count = options.kills === 0 ? cells.length : options.kills;
   return drawCells(cells, count, options.seed, isWorkerKill);
 }

@@ -1,5 +1,9 @@
 import { setTimeout as delay } from "node:timers/promises";
 import OpenAI, { APIError } from "openai";
+import type {
+  ResponseCreateParamsBase,
+  ResponseOutputItem,
+} from "openai/resources/responses/responses";
 import { isTerminalEvent } from "../src/turn/events.ts";
 import type { NumberedEvent } from "../src/turn/events.ts";
 
@@ -7,10 +11,15 @@ const reconnectAfterMs = 100;
 /** A stream without any event for this long is given up for another gateway. */
 const defaultSilenceMs = 4_000;
 
-export interface Asked {
-  /** The agent. */
-  model: string;
-  input: string;
+/** The body of a request, save `stream`. */
+export type Asked = Omit<ResponseCreateParamsBase, "stream">;
+
+export interface SubscriberOptions {
+  silenceMs?: number;
+  /** Of the request that asks for the turn. */
+  headers?: Record<string, string>;
+  /** Told of each event as it comes. */
+  onEvent?: (event: NumberedEvent) => void;
 }
 
 /**
@@ -26,15 +35,20 @@ export class Subscriber {
   /** Why its last connection ended before the turn. */
   lastError: unknown = null;
   readonly #urls: readonly string[];
-  readonly #asked: Asked;
+  /** `null`: the turn is asked for by somebody else, who tells its id. */
+  readonly #asked: Asked | null;
   readonly #silenceMs: number;
-  readonly #idempotencyKey = crypto.randomUUID();
+  readonly #headers: Record<string, string>;
+  readonly #onEvent: (event: NumberedEvent) => void;
   #current = new AbortController();
+  #away: Promise<unknown> = Promise.resolve();
 
-  constructor(urls: readonly string[], asked: Asked, silenceMs = defaultSilenceMs) {
+  constructor(urls: readonly string[], asked: Asked | null, options: SubscriberOptions = {}) {
     this.#urls = urls;
     this.#asked = asked;
-    this.#silenceMs = silenceMs;
+    this.#silenceMs = options.silenceMs ?? defaultSilenceMs;
+    this.#headers = { "idempotency-key": crypto.randomUUID(), ...options.headers };
+    this.#onEvent = options.onEvent ?? (() => {});
   }
 
   /** The gateway that it is connected to. */
@@ -42,15 +56,28 @@ export class Subscriber {
     return this.#urls[(this.connections - 1) % this.#urls.length] as string;
   }
 
+  /** The turn's output, once its end was seen. */
+  output(): ResponseOutputItem[] {
+    const response = this.events.at(-1)?.["response"] as { output?: ResponseOutputItem[] };
+    return response.output ?? [];
+  }
+
   /** Breaks its connection; it comes back. */
   disconnect(): void {
     this.#current.abort();
+  }
+
+  /** Breaks its connection, and comes back when `until` resolves. */
+  leave(until: Promise<unknown>): void {
+    this.#away = until;
+    this.disconnect();
   }
 
   /** Resolves with the last event of the turn; rejects when `signal` aborts before. */
   async follow(signal: AbortSignal): Promise<NumberedEvent> {
     for (;;) {
       signal.throwIfAborted();
+      await this.#away;
       try {
         const last = await this.#connect(signal);
         if (last !== null) return last;
@@ -76,6 +103,7 @@ export class Subscriber {
         silence.refresh();
         const numbered = event as unknown as NumberedEvent;
         this.events.push(numbered);
+        this.#onEvent(numbered);
         if (event.type === "response.created") this.turnId = event.response.id;
         if (isTerminalEvent(event.type)) return numbered;
       }
@@ -87,10 +115,11 @@ export class Subscriber {
 
   #open(client: OpenAI, options: { signal: AbortSignal }) {
     if (this.turnId === null) {
-      const headers = { "idempotency-key": this.#idempotencyKey };
-      return client.responses.create({ ...this.#asked, stream: true }, { ...options, headers });
+      const asked = { ...this.#asked, stream: true } as const;
+      return client.responses.create(asked, { ...options, headers: this.#headers });
     }
-    const starting_after = this.events.at(-1)?.sequence_number ?? 0;
-    return client.responses.retrieve(this.turnId, { stream: true, starting_after }, options);
+    const last = this.events.at(-1)?.sequence_number;
+    const after = last === undefined ? {} : { starting_after: last };
+    return client.responses.retrieve(this.turnId, { stream: true, ...after }, options);
   }
 }

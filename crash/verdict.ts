@@ -11,7 +11,10 @@ import type { NumberedEvent } from "../src/turn/events.ts";
 import { outputText } from "../src/turn/items.ts";
 import type { Item } from "../src/turn/items.ts";
 import type { Turn } from "../src/turn/turn.ts";
-import type { ModelCall } from "./scenario.ts";
+import type { ModelCall } from "./model.ts";
+import { readOwnItems } from "./record.ts";
+import type { TurnPlace } from "./record.ts";
+import type { Expected } from "./users.ts";
 
 /** What must never be; each is a column of the totals. */
 export type Breach =
@@ -33,11 +36,14 @@ export interface Problem {
 export interface Evidence {
   database: Database;
   turn: Turn;
-  /** A call may be given up in the middle of its answer; otherwise its response is gone on with. */
-  mayBeGivenUp: boolean;
+  /**
+   * So many items may be shown and given up, with the calls that made them; otherwise their responses
+   * are gone on with.
+   */
+  mostGivenUp: number;
   /** Something that a tool needs was struck, so that whether it ran may be unknown. */
   mayBeUnknown: boolean;
-  expected: { text: string; statuses: readonly Turn["status"][] };
+  expected: Expected;
   /** What the subscriber has seen, over all its connections. */
   seen: readonly NumberedEvent[];
   calls: readonly ModelCall[];
@@ -48,13 +54,14 @@ export interface Evidence {
 /** Holds the turn against everything that must hold of it. */
 export async function judge(evidence: Evidence): Promise<Problem[]> {
   const { database, turn } = evidence;
-  const [events, ledger, history] = await Promise.all([
+  const [events, ledger, history, items] = await Promise.all([
     readAllEvents(database, turn),
     readModelCalls(database, turn.project, turn.id),
     readHistory(database, turn.project, turn.conversationId),
+    readOwnItems(database, turn.id),
   ]);
   return [
-    ...checkAnswer(evidence, history),
+    ...checkAnswer(evidence, items),
     ...checkStream(evidence.seen, events as NumberedEvent[]),
     ...checkTools(evidence, history),
     ...checkPayments(evidence),
@@ -62,22 +69,47 @@ export async function judge(evidence: Evidence): Promise<Problem[]> {
   ];
 }
 
+/** @param items what the turn has left in its conversation. */
 export function checkAnswer(
   { turn, expected }: Pick<Evidence, "turn" | "expected">,
-  history: readonly Item[],
+  items: readonly Item[],
 ): Problem[] {
   const problem = (detail: string): Problem[] => [{ breach: "different", detail }];
   if (!expected.statuses.includes(turn.status)) {
     return problem(`the turn is ${turn.status}: ${turn.failure?.class ?? turn.incompleteReason}`);
   }
   if (turn.status === "failed") {
-    return history.length === 0 ? [] : problem("a failed turn has left items");
+    return items.length === 0 ? [] : problem("a failed turn has left items");
   }
   const said = outputText((turn.output ?? []) as Item[]);
-  if (said !== expected.text) return problem(`the answer is ${JSON.stringify(said)}`);
-  const kept = outputText(history.filter((item) => item["role"] === "assistant"));
-  if (kept !== expected.text) return problem(`the conversation has ${JSON.stringify(kept)}`);
-  return [];
+  const isRight =
+    turn.status === "cancelled" ? expected.text.startsWith(said) : said === expected.text;
+  if (!isRight) return problem(`the answer is ${JSON.stringify(said)}`);
+  const kept = outputText(items.filter((item) => item["role"] === "assistant"));
+  if (kept !== said) return problem(`the conversation has ${JSON.stringify(kept)}`);
+  const asked = items.slice(0, turn.request.input.length);
+  return isDeepStrictEqual(asked, turn.request.input) ? [] : problem("the input is not kept");
+}
+
+/**
+ * Turns of one conversation stand in its log in the order in which they were asked for, one behind the
+ * other, and nothing else does.
+ */
+export function checkOrder(places: readonly TurnPlace[]): Problem[] {
+  const ends = new Map<string, number>();
+  const problems: Problem[] = [];
+  const problem = (detail: string) => void problems.push({ breach: "different", detail });
+  for (const { turnId, conversationId, base, end } of places) {
+    const before = ends.get(conversationId) ?? 0;
+    if (base !== before) problem(`${turnId} begins at ${base}, the one before ends at ${before}`);
+    ends.set(conversationId, end ?? before);
+  }
+  for (const { conversationId, conversationItems } of places) {
+    const end = ends.get(conversationId);
+    if (conversationItems === end) continue;
+    problem(`${conversationId} has ${conversationItems} items, and its turns end at ${end}`);
+  }
+  return problems;
 }
 
 /** Every event of the record has been seen once, in order, and they make the answer. */
@@ -102,7 +134,7 @@ export function checkStream(
   const last = seen.at(-1)?.["response"] as Response;
   const shown = new Set(last.output.map((item) => item.id));
   const output = made?.output.filter((item) => shown.has(item.id)) ?? [];
-  if (last.status === "completed" && !isDeepStrictEqual(output, last.output)) {
+  if (last.status !== "failed" && !isDeepStrictEqual(output, last.output)) {
     return problem("the events make another output than the last one shows");
   }
   const open = (made?.output ?? []).filter(
@@ -112,7 +144,11 @@ export function checkStream(
 }
 
 /** What a tool says when it has run, by the effects server. */
-const done = { charge: "done by charge", look_up: "done by look_up" };
+const done = {
+  charge: "done by charge",
+  look_up: "done by look_up",
+  ask_client: "done by ask_client",
+};
 
 /** Effects of a tool that is not repeatable happen once; what the model is told is what happened. */
 export function checkTools(
@@ -154,10 +190,10 @@ export function checkTools(
  */
 export function checkPayments({
   calls,
-  mayBeGivenUp,
+  mostGivenUp,
   turn,
   seen,
-}: Pick<Evidence, "calls" | "mayBeGivenUp" | "turn" | "seen">): Problem[] {
+}: Pick<Evidence, "calls" | "mostGivenUp" | "turn" | "seen">): Problem[] {
   const problem = (detail: string): Problem => ({ breach: "paid twice", detail });
   const again = calls.filter((call) => call.isBoughtAgain);
   const problems = again.map(({ step }) => problem(`step ${step} was bought again`));
@@ -165,7 +201,7 @@ export function checkPayments({
     const item = event["item"] as { type?: string; status?: string } | undefined;
     return event.type === "response.output_item.done" && item?.status === "incomplete";
   });
-  if (!mayBeGivenUp && turn.status === "completed" && givenUp.length > 0) {
+  if (turn.status === "completed" && givenUp.length > mostGivenUp) {
     problems.push(problem("an item whose response is kept was given up"));
   }
   return problems;

@@ -4,8 +4,8 @@ import { isTerminal } from "../src/turn/turn.ts";
 import type { Lane } from "./lane.ts";
 import type { LaneProcess } from "./laneProcess.ts";
 import type { MatrixPoint } from "./points.ts";
-import type { Subscriber } from "./subscriber.ts";
 import type { Held } from "./tripwire.ts";
+import type { Users } from "./users.ts";
 
 export type Victim = "worker" | "gateway" | "Temporal" | "PostgreSQL" | "workflow";
 
@@ -16,7 +16,7 @@ export interface Scene {
   held: Held;
   /** The worker or the gateway that is meant; of a server's own ways it is of no interest. */
   process: LaneProcess;
-  subscriber: Pick<Subscriber, "disconnect">;
+  users: Pick<Users, "turns" | "disconnect">;
 }
 
 /** One way in which one kind of process fails. */
@@ -92,7 +92,7 @@ async function cutProcess(scene: Scene): Promise<null> {
   const { doors, role } = scene.process;
   doors.postgres.shut();
   doors.temporal.shut();
-  if (role === "gateway") scene.subscriber.disconnect();
+  if (role !== "worker") scene.users.disconnect();
   letGo(scene, isOwn(scene));
   await delay(pauseMs);
   doors.postgres.open();
@@ -154,12 +154,13 @@ function cutServer(server: "temporal" | "postgres", at: MatrixPoint["at"]) {
 }
 
 /** Until the turn has ended, a call that is under way goes on, so that it cannot end it itself. */
-async function terminateWorkflow({ lane, point, held }: Scene): Promise<null> {
+async function terminateWorkflow({ lane, point, held, users }: Scene): Promise<null> {
+  // Its user may not have heard of it yet, and one that was started in Temporal is not on record at once.
   const [turn] = await lane.database.query<{ id: string }>(
     "SELECT id FROM turns ORDER BY created_at DESC LIMIT 1",
     [],
   );
-  const id = turn?.id ?? "";
+  const id = users.turns.at(-1)?.subscriber.turnId ?? turn?.id ?? "";
   await lane.temporal.workflow.getHandle(id).terminate("by hand");
   const giveUpAt = Date.now() + (isMessage(point) ? 0 : endWithinMs);
   while (Date.now() < giveUpAt) {

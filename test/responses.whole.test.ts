@@ -64,6 +64,16 @@ describe("what the record lacks of a response", () => {
     );
   });
 
+  test("ends the item that a failed response was at, as incomplete", () => {
+    const output = [message("One"), { ...message("Tw"), id: "msg_2", status: "in_progress" }];
+    const events = [...eventsOfResponse({ status: "failed", output })];
+    const ended = events.filter(({ type }) => type === "response.output_item.done");
+    expect(ended.map((event) => (event["item"] as { status: string }).status)).toEqual([
+      "completed",
+      "incomplete",
+    ]);
+  });
+
   test("is refused when a text does not begin with what was seen of it", () => {
     const stream = [...eventsOfResponse({ status: "completed", output: [message("One two")] })];
     const other = eventsOfResponse({ status: "completed", output: [message("Another")] });

@@ -11,16 +11,21 @@ export function isWholeResponse(value: unknown): value is WholeResponse {
 }
 
 /**
- * The events that a finished response stands for, in the order of a stream: each text as one delta,
+ * The events that an ended response stands for, in the order of a stream: each text as one delta,
  * everything else in its item's `added` and `done`. Without `sequence_number`.
  */
 export function* eventsOfResponse(response: WholeResponse): Generator<UpstreamEvent> {
   const opened = { ...response, status: "in_progress", output: [], usage: null };
   yield { type: "response.created", response: opened };
   for (const [outputIndex, item] of response.output.entries()) {
-    yield* eventsOfItem(item as Fields, outputIndex);
+    yield* eventsOfItem(ended(item as Fields), outputIndex);
   }
   yield { type: `response.${response.status as string}`, response };
+}
+
+/** A response that has failed shows the item that it was at as it was; nothing more comes of it. */
+function ended(item: Fields): Fields {
+  return item["status"] === "in_progress" ? { ...item, status: "incomplete" } : item;
 }
 
 /** A response is not the continuation of what was seen of it. */

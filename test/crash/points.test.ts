@@ -1,9 +1,10 @@
 import { readdirSync, readFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import { expect, test } from "vitest";
-import { allCells, drawCells } from "../../crash/cells.ts";
+import { allCells, defaultKills, drawCells, isWorkerKill } from "../../crash/cells.ts";
 import { points } from "../../crash/points.ts";
-import { marks } from "../../crash/proxies/statements.ts";
+import { marks, moments } from "../../crash/proxies/statements.ts";
+import { ways } from "../../crash/ways.ts";
 
 const store = fileURLToPath(new URL("../../src/store/", import.meta.url));
 
@@ -13,6 +14,18 @@ test("every statement that the matrix strikes at is told by a text that one modu
     .map((name) => readFileSync(`${store}${name}`, "utf8"));
   const found = marks.map(([mark]) => [mark, modules.filter((text) => text.includes(mark)).length]);
   expect(found).toEqual(marks.map(([mark]) => [mark, 1]));
+});
+
+test("something dies before and after every kind of write, and everywhere a worker", () => {
+  const held = points.filter(({ at }) => at === "statement");
+  const sides = new Set(held.map(({ what, side }) => `${side} ${what}`));
+  const wanted = moments.flatMap((moment) => [`before ${moment}`, `after ${moment}`]);
+  expect([...sides].sort()).toEqual(wanted.sort());
+  const cells = allCells(["foreground", "background"]);
+  const drawn = drawCells(cells, defaultKills, 1, isWorkerKill);
+  expect(drawn.filter(isWorkerKill)).toHaveLength(cells.filter(isWorkerKill).length);
+  const uses = ways.map((way) => drawn.filter((cell) => cell.way === way).length);
+  expect(Math.min(...uses)).toBeGreaterThanOrEqual(10);
 });
 
 test("points and cells have names of their own, and the same seed draws the same cells", () => {

@@ -2,6 +2,7 @@ import { describe, expect, test } from "vitest";
 import {
   checkAnswer,
   checkLedger,
+  checkOrder,
   checkPayments,
   checkStream,
   checkTools,
@@ -82,6 +83,36 @@ describe("the judge of the crash matrix", () => {
     expect(breaches(checkAnswer({ turn, expected }, []))).toEqual(["different"]);
   });
 
+  test("lets a cancelled turn have a beginning of the answer, and no other text", () => {
+    const expected = { text: "Hi there", statuses: ["cancelled"] } as const;
+    const of = (text: string, kept = text) => {
+      const content = [{ type: "output_text", text }];
+      const output = [{ ...message("incomplete"), content }];
+      const turn = { status: "cancelled", output, request: { input: [] } } as never;
+      const items = [{ ...message("incomplete"), content: [{ type: "output_text", text: kept }] }];
+      return breaches(checkAnswer({ turn, expected }, items));
+    };
+    expect(of("Hi")).toEqual([]);
+    expect(of("there")).toEqual(["different"]);
+    expect(of("Hi", "Hi there")).toEqual(["different"]);
+  });
+
+  test("finds a turn that stands before the one that was asked for first, and items of nobody", () => {
+    const place = (turnId: string, base: number, end: number | null) => ({
+      turnId,
+      conversationId: "conv_1",
+      base,
+      end,
+      conversationItems: 4,
+    });
+    expect(checkOrder([place("one", 0, 2), place("failed", 2, null), place("two", 2, 4)])).toEqual(
+      [],
+    );
+    const swapped = [place("one", 2, 4), place("two", 0, 2)];
+    expect(new Set(breaches(checkOrder(swapped)))).toEqual(new Set(["different"]));
+    expect(breaches(checkOrder([place("one", 0, 2)]))).toEqual(["different"]);
+  });
+
   test.each([
     ["a gap", (seen: Seen) => [...seen.slice(0, 1), ...seen.slice(2)]],
     ["an event twice", (seen: Seen) => [...seen.slice(0, 2), ...seen.slice(1)]],
@@ -113,14 +144,14 @@ describe("the judge of the crash matrix", () => {
 
   test("finds what was bought again, and text of a kept response that was given up", () => {
     const turn = { status: "completed" } as never;
-    const again = [{ step: 1, requestId: "req_2", isBoughtAgain: true }];
-    const bought = { calls: again, mayBeGivenUp: true, turn, seen: events };
+    const again = [{ turn: 1, step: 1, requestId: "req_2", isBoughtAgain: true }];
+    const bought = { calls: again, mostGivenUp: Infinity, turn, seen: events };
     expect(breaches(checkPayments(bought))).toEqual(["paid twice"]);
     const item = message("incomplete");
     const closed = [{ ...events[2], item }] as unknown as Seen;
-    const kept = { calls: [], mayBeGivenUp: false, turn, seen: closed };
+    const kept = { calls: [], mostGivenUp: 0, turn, seen: closed };
     expect(breaches(checkPayments(kept))).toEqual(["paid twice"]);
-    expect(checkPayments({ ...kept, mayBeGivenUp: true })).toEqual([]);
+    expect(checkPayments({ ...kept, mostGivenUp: 1 })).toEqual([]);
   });
 
   test.each([
