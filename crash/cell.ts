@@ -6,7 +6,6 @@ import type { Cell } from "./cells.ts";
 import type { Lane } from "./lane.ts";
 import type { LaneProcess } from "./laneProcess.ts";
 import { describeWorkflow, lostWorkflowTask, untilQuiet } from "./quiet.ts";
-import type { MatrixPoint } from "./points.ts";
 import { pick, randomOf } from "./random.ts";
 import type { Random } from "./random.ts";
 import { scriptModel } from "./model.ts";
@@ -27,7 +26,7 @@ export interface CellResult {
   /** From the kill to the turn's end on record; to the workflow's end, if the turn had ended. */
   recoverMs: number | null;
   /** What the victim died with, whose timeout is the one that has to pass. */
-  inside: MatrixPoint["inside"] | "workflow task";
+  inside: "activity" | "workflow task";
   /** Calls to the model that were made and not used. */
   wasted: number;
   /** Connections of the subscriber. */
@@ -97,9 +96,8 @@ async function tryCell(lane: Lane, cell: Cell, seed: number): Promise<CellResult
   result.wasted = calls.length - new Set(calls.map((call) => `${call.turn} ${call.step}`)).size;
   await examine(lane, result, users, calls);
   result.recoverMs = await recovery(lane, idsOf(asked), struckAt);
-  result.inside = await diedInside(lane, cell, idsOf(users.turns));
-  const part = result.inside === "workflow task" ? "workflow task" : "activity";
-  result.resumeMs = takeovers[part] ?? null;
+  result.inside = await diedInside(lane, idsOf(users.turns));
+  result.resumeMs = takeovers[result.inside] ?? null;
   return result;
 }
 
@@ -114,19 +112,15 @@ async function behind(followed: Promise<unknown>, lane: Lane, users: Users): Pro
   return delay(afterEndMs, null);
 }
 
-async function diedInside(
-  lane: Lane,
-  { point }: Cell,
-  turnIds: readonly string[],
-): Promise<CellResult["inside"]> {
+async function diedInside(lane: Lane, turnIds: readonly string[]): Promise<CellResult["inside"]> {
   for (const turnId of turnIds) {
     if (await lostWorkflowTask(lane, turnId)) return "workflow task";
   }
-  return point.inside;
+  return "activity";
 }
 
 /** From the strike until another process has done its first of each, in milliseconds. */
-type Takeovers = Partial<Record<"activity" | "workflow task", number>>;
+type Takeovers = Partial<Record<CellResult["inside"], number>>;
 
 /** Strikes, and notes when another process goes on with what the victim had under way. */
 function strike(

@@ -14,8 +14,6 @@ export interface MatrixPoint extends Point {
   hasWorkflow: boolean;
   /** The turn of its cell, from 1, with which the moments begin to count. */
   turn: number;
-  /** What a worker is at there: an activity that does not say that it lives has a longer timeout. */
-  inside: "activity" | "activity without heartbeats";
   /** With which agents it comes about. */
   policies: readonly Policy[];
 }
@@ -27,7 +25,6 @@ const notStarted: Over = { hasWorkflow: false };
 const ofSecondTurn: Over = { turn: 2 };
 const later: Over = { nth: 2 };
 const inBackground: Over = { policies: ["background"] };
-const withoutHeartbeats: Over = { inside: "activity without heartbeats" };
 const byWorker: Over = { by: "worker" };
 const byGateway: Over = { by: "gateway" };
 
@@ -53,7 +50,6 @@ function point(
     nth: 1,
     hasWorkflow: scenario.isAlone,
     turn: 1,
-    inside: "activity",
     policies: ["foreground", "background"],
     ...over,
   };
@@ -159,7 +155,7 @@ const ofCancels: readonly MatrixPoint[] = [
     "the cost of a cancelled response",
     inBackground,
   ),
-  ...bothSides(inTemporal, write("cancel"), "the cancel of a workflow", withoutHeartbeats),
+  ...bothSides(inTemporal, write("cancel"), "the cancel of a workflow"),
   ...bothSides(inTemporal, write("ending of the turn"), "the ending of a cancelled workflow"),
   ...bothSides(left, write("time to cancel"), "everybody has left"),
   ...bothSides(left, write("ending of the turn"), "the ending of a turn that all have left"),
@@ -179,9 +175,8 @@ const ofSecondTurns: readonly MatrixPoint[] = [
   ...bothSides(queued, write("ending of the turn"), "the ending that grants"),
   ...bothSides(queued, start, "the start of a granted turn", { ...ofSecondTurn, ...byWorker }),
   ...bothSides(queued, write("claim of a model step"), "the claim of a granted turn", ofSecondTurn),
-  ...bothSides(client, write("ending of the turn"), "the ending with a call", withoutHeartbeats),
+  ...bothSides(client, write("ending of the turn"), "the ending with a call"),
   ...bothSides(client, activityEnd, "Temporal knows of the ending with a call", {
-    ...withoutHeartbeats,
     nth: 3,
   }),
   ...bothSides(client, write("admission"), "the admission of an output", ofSecondTurn),
@@ -202,12 +197,11 @@ const ofSecondTurns: readonly MatrixPoint[] = [
 
 /** What a start in Temporal does otherwise. */
 const ofDirectStarts: readonly MatrixPoint[] = [
-  ...bothSides(direct, write("admission"), "the admission by an activity", withoutHeartbeats),
-  ...bothSides(direct, activityEnd, "Temporal knows of the admission", withoutHeartbeats),
+  ...bothSides(direct, write("admission"), "the admission by an activity"),
+  ...bothSides(direct, activityEnd, "Temporal knows of the admission"),
   ...bothSides(direct, write("claim of a model step"), "the claim without a head start"),
   ...bothSides(directlyQueued, write("admission"), "the admission to the queue by an activity", {
     ...ofSecondTurn,
-    ...withoutHeartbeats,
   }),
   ...bothSides(
     directlyQueued,

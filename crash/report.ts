@@ -9,7 +9,6 @@ import { ways } from "./ways.ts";
 /** The timeout of each, and what is allowed beyond. */
 const barsMs: Record<CellResult["inside"], number> = {
   activity: 5_000 + 2_000,
-  "activity without heartbeats": 15_000 + 2_000,
   "workflow task": 5_000 + 2_000,
 };
 
@@ -82,7 +81,7 @@ function recoveries(results: readonly CellResult[], inside: CellResult["inside"]
   const kills = results.filter((result) => result.inside === inside);
   const samples = kills.flatMap(({ resumeMs }) => (resumeMs === null ? [] : [resumeMs]));
   return {
-    what: `worker killed inside ${inside.startsWith("a") ? "an" : "a"} ${inside}: another goes on after, p50 / p95 / max`,
+    what: `worker killed inside ${inside === "activity" ? "an" : "a"} ${inside}: another goes on after, p50 / p95 / max`,
     figure: `${spread(samples)} of ${kills.length} kills`,
     bar: `p95 <= ${barMs / 1_000} s`,
     // Nothing can be said of a bar that nothing was held against.
@@ -104,7 +103,6 @@ export function totals(results: readonly CellResult[], policy: Policy): Figure[]
     }),
     { what: "wasted calls", figure: `${wasted}`, bar: "", isKept: true },
     recoveries(killed, "activity"),
-    recoveries(killed, "activity without heartbeats"),
     recoveries(killed, "workflow task"),
     {
       what: "worker killed: the turn has ended after, p50 / p95 / max",
