@@ -33,6 +33,9 @@ export interface CellResult {
   connections: number;
 }
 
+/** A worker that lives keeps to a cancel within this; one that has been replaced does not. */
+const cancelWithinMs = 2_000;
+
 /** Whether some points are reached depends on how fast the machine is: those may be tried again. */
 const notReached = "the point was not reached";
 const reachWithinMs = 60_000;
@@ -135,7 +138,9 @@ function strike(
   const takeovers: Takeovers = {};
   const struckAt = performance.now();
   lane.tripwire.onMoment = (moment) => {
-    const what = moment.process === process.name ? null : takenOver(moment);
+    // Who was at something else leaves nothing to be taken over.
+    if (held.process !== process.name || moment.process === process.name) return;
+    const what = takenOver(moment);
     if (what !== null) takeovers[what] ??= performance.now() - struckAt;
   };
   const struck = way
@@ -190,6 +195,8 @@ async function examineTurn(
       mostGivenUp: cell.policy === "foreground" ? Infinity : cell.point.scenario.givenUp,
       mayBeUnknown: cell.way.victim === "worker" || cell.way.victim === "Temporal",
       expected: { ...expected, statuses: statusesAfter(cell, expected.statuses) },
+      // While the database is away nobody hears of a cancel, and a whole answer wins over it.
+      cancelWithinMs: cell.way.victim === "PostgreSQL" ? Infinity : cancelWithinMs,
       seen: subscriber.events,
       calls,
       bill: lane.simulator.bill.filter(({ requestId }) => requestIds.has(requestId)),
@@ -204,7 +211,9 @@ function takenOver({ what, side }: Moment): keyof Takeovers | null {
   switch (what) {
     case "claim of a model step":
     case "claim of a tool step":
-    case "RespondActivityTaskCompleted":
+    case "claim of a finished step":
+    case "admission":
+    case "ending of the turn":
       return "activity";
     case "RespondWorkflowTaskCompleted":
       return "workflow task";

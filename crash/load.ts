@@ -137,6 +137,8 @@ export class Load {
       // Faults of the provider end kept responses too, and anything may be struck.
       mostGivenUp: Infinity,
       mayBeUnknown: true,
+      // None is cancelled.
+      cancelWithinMs: 0,
       seen: subscriber.events,
       calls,
       bill: this.#lane.simulator.bill.filter(({ requestId }) => requestIds.has(requestId)),

@@ -44,6 +44,8 @@ export interface Evidence {
   /** Something that a tool needs was struck, so that whether it ran may be unknown. */
   mayBeUnknown: boolean;
   expected: Expected;
+  /** A cancel that has been on record for longer than this is kept to. */
+  cancelWithinMs: number;
   /** What the subscriber has seen, over all its connections. */
   seen: readonly NumberedEvent[];
   calls: readonly ModelCall[];
@@ -71,12 +73,19 @@ export async function judge(evidence: Evidence): Promise<Problem[]> {
 
 /** @param items what the turn has left in its conversation. */
 export function checkAnswer(
-  { turn, expected }: Pick<Evidence, "turn" | "expected">,
+  { turn, expected, cancelWithinMs }: Pick<Evidence, "turn" | "expected" | "cancelWithinMs">,
   items: readonly Item[],
 ): Problem[] {
   const problem = (detail: string): Problem[] => [{ breach: "different", detail }];
   if (!expected.statuses.includes(turn.status)) {
     return problem(`the turn is ${turn.status}: ${turn.failure?.class ?? turn.incompleteReason}`);
+  }
+  const { status, cancelRequestedAt, endedAt } = turn;
+  if (status === "completed" && cancelRequestedAt !== null && endedAt !== null) {
+    const passedMs = endedAt.getTime() - cancelRequestedAt.getTime();
+    if (passedMs > cancelWithinMs) {
+      return problem(`a cancel was on record for ${passedMs} ms, and the turn went on`);
+    }
   }
   if (turn.status === "failed") {
     return items.length === 0 ? [] : problem("a failed turn has left items");

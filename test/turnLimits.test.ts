@@ -47,7 +47,7 @@ const agents = [
   agent("few_tokens", { maxTurnTokens: 500 }),
   agent("cheap", { maxTurnCostUsd: 0.001 }),
   agent("impatient", { maxRepeatedCalls: 3 }),
-  agent("short", { maxTurnMs: 5_000, lastWordMs: 4_000 }),
+  agent("short", { maxTurnMs: 8_000, lastWordMs: 6_000 }),
 ];
 
 const report = "So far so good; the rest is left.";
@@ -136,7 +136,7 @@ describeWith(["postgres", "temporal"], "a turn that reaches a limit", () => {
   test("of time: a tool that hangs is stopped while there is time for it", async () => {
     const turn = await run("short", calls([{ name: "hang", arguments: {} }]), text(report));
     expectLastWord(turn, "deadline");
-    expect(outputsSent()).toEqual([expect.stringContaining("aborted")]);
+    expect(outputsSent()).toEqual([expect.stringContaining("whether it had an effect")]);
   });
 
   test("calls with other results are progress", async () => {

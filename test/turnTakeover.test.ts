@@ -126,6 +126,7 @@ describeWith(["postgres", "temporal"], "a step that is taken over", () => {
     let locked: Promise<void> = Promise.resolve();
     beforeAnswer = () => {
       locked = database.transaction(async (tx) => {
+        await tx.query("SET LOCAL idle_in_transaction_session_timeout = 0");
         await tx.query("LOCK TABLE items IN ACCESS EXCLUSIVE MODE");
         held.resolve();
         await release.promise;
@@ -147,8 +148,27 @@ describeWith(["postgres", "temporal"], "a step that is taken over", () => {
     await locked;
     expect(await ended(turn)).toMatchObject({ status: "completed", text: answer });
     expect(simulator.bill).toHaveLength(3);
-    // Whoever takes a step over cannot know that the call of the one before never left.
+    // Whoever takes a step over cannot know that the call of the one before never left; it stays so.
     expect(await outcomes(turn)).toEqual(["used", "wasted", "used"]);
+  });
+
+  test("whose time is up meanwhile is unknown to the model, though its tool may be repeated", async () => {
+    const { simulator, database } = deployment;
+    simulator.script(calls([{ name: "look", arguments: {} }]), text(answer));
+    const turn = await start();
+    await visit.entered.promise;
+    await database.query(
+      "UPDATE turns SET deadline_at = now() + interval '20 seconds' WHERE id = $1",
+      [turn.id],
+    );
+    await replaceAttempt(turn, 2);
+    visit.leave.resolve();
+    expect(await ended(turn)).toMatchObject({ status: "incomplete", text: answer });
+    expect(visit.count).toBe(1);
+    const unknown = expect.stringContaining("outcome_unknown");
+    expect(simulator.requests.at(-1)?.items).toContainEqual(
+      expect.objectContaining({ type: "function_call_output", output: unknown }),
+    );
   });
 
   test("is not written to by the attempt that was replaced", async () => {

@@ -33,6 +33,12 @@ const unknownOutcome: ToolResult = {
   ),
 };
 
+/** What the model is told when no worker that has the tool came in time. */
+const notFound: ToolResult = {
+  outcome: "not_run",
+  output: toolErrorOutput("not_run", "The call was not run: the tool is not available now."),
+};
+
 /** What the model is told in a replay that has no effects of its own. */
 const notRun: ToolResult = {
   outcome: "not_run",
@@ -69,6 +75,9 @@ async function runClaimed(
   );
   const tool = tools.get(call.name);
   if (tool === undefined && agent?.tools.includes(call.name)) {
+    if (Date.now() >= lastWordAt(turn).getTime()) {
+      return claim.wasRunning ? unknownOutcome : notFound;
+    }
     // Of a step that an earlier attempt began nobody knows more than before.
     if (!claim.wasRunning) await persist(() => releaseStep(parts.database, fence), signal);
     throw tryElsewhere(parts, turn, call.name, fence.attempt);
@@ -87,6 +96,10 @@ async function runClaimed(
   const unlink = linkStops(stop, turn, takenBack, lastWordAt(turn));
   try {
     const result = await callTool(tools, turn, call, stop.signal);
+    // This attempt has not begun; the one before it may have.
+    if (result.outcome === "not_run" && claim.wasRunning && tool !== undefined) {
+      return unknownOutcome;
+    }
     const isHandedOver = (stop.signal.reason as StepStopped | undefined)?.reason === "handover";
     if (isHandedOver && result.outcome !== "ok" && tool?.repeatable)
       throw retryLater("handover", 0);

@@ -104,7 +104,7 @@ export async function streamModel(step: ModelStep, open: OpenCall): Promise<Mode
   return follow(step, open, stream);
 }
 
-/** Nobody takes a step over sooner than this after its claim. */
+/** A step is hardly ever taken over sooner than this after its claim. */
 export const heldForMs = 1_000;
 
 /**
@@ -114,7 +114,7 @@ export const heldForMs = 1_000;
  * @throws StepStopped `fenced`.
  */
 async function checkHeld({ parts, claim, fence }: ModelStep): Promise<void> {
-  if (performance.now() - claim.askedAt < heldForMs) return;
+  if (Date.now() - claim.askedAt < heldForMs) return;
   if (!(await holdsStep(parts.database, fence))) throw new StepStopped("fenced");
 }
 

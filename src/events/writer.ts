@@ -26,7 +26,7 @@ export const defaultEventWriterSettings: EventWriterSettings = {
   maxPendingBytes: 1024 * 1024,
 };
 
-/** The tick where subscribers are in the same process: for them a write costs no other read. */
+/** The tick where subscribers are in the same process, which are handed what was written. */
 export const inProcessTickMs = 5;
 
 const retryWriteMs = 250;

@@ -37,7 +37,7 @@ export type Claim =
       kept: KeptResponse | null;
       /** What the claim has put on record. */
       events: RecordedEvent[];
-      /** `performance.now()` before it was asked for: nobody can have replaced it by then. */
+      /** `Date.now()` before it was asked for: nobody had replaced it by then. */
       askedAt: number;
     }
   /** The step is finished on record [7], or its turn has ended. */
@@ -200,7 +200,7 @@ async function claimInside(
   replacedRunId: string | null,
 ): Promise<Claim | "other run"> {
   const { fence, kind, token } = claim;
-  const askedAt = performance.now();
+  const askedAt = Date.now();
   const [taken, before, firstOutputIndex] = await Promise.all([
     takeTurn(tx, fence.turnId, fence.runId, replacedRunId),
     readStep(tx, fence),

@@ -1,5 +1,4 @@
 import type { Failure } from "../turn/failures.ts";
-import { defaultTurnLimits } from "../turn/limits.ts";
 import type { TurnLimits } from "../turn/limits.ts";
 import type { ReplayEffects, TurnReplay } from "../turn/replay.ts";
 import type { TurnRequest } from "../turn/request.ts";
@@ -86,7 +85,8 @@ export function turnFromRow(row: TurnRow): Turn {
   return {
     ...summaryFromRow(row),
     request: JSON.parse(row.request) as TurnRequest,
-    limits: { ...defaultTurnLimits, ...(JSON.parse(row.limits) as TurnLimits) },
+    // Turns that were admitted before it was a limit have none.
+    limits: { lastWordMs: 0, ...(JSON.parse(row.limits) as Omit<TurnLimits, "lastWordMs">) },
     output: parse(row.output) as unknown[] | null,
   };
 }

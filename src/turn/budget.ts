@@ -15,15 +15,21 @@ export interface Spending {
 
 type Limited = Pick<Turn, "limits" | "deadlineAt">;
 
+/** The last word takes this part of a turn's time at most. */
+const maxShare = 1 / 4;
+
+/** A worker's clock stops a tool, and the database's says when it finished. */
+const maxClockSkewMs = 1_000;
+
 /** What a finished step of a turn has on record. */
 interface Finished {
   items: readonly Item[];
   finishedAt: Date;
 }
 
-/** From when on no tool runs and no step begins but the last one, so that time is left for it. */
+/** From when on tools are stopped, so that time is left for the model's last word. */
 export function lastWordAt({ limits, deadlineAt }: Limited): Date {
-  const keptMs = Math.min(limits.lastWordMs, Math.floor(limits.maxTurnMs / 2));
+  const keptMs = Math.min(limits.lastWordMs, Math.floor(limits.maxTurnMs * maxShare));
   return new Date(deadlineAt.getTime() - keptMs);
 }
 
@@ -41,7 +47,9 @@ export function reachedLimit(
   const { limits } = turn;
   if (spent.tokens >= limits.maxTurnTokens) return "token_limit";
   if (spent.costUsd >= limits.maxTurnCostUsd) return "cost_limit";
-  if (steps.some(({ finishedAt }) => finishedAt >= lastWordAt(turn))) return "deadline";
+  const isLate = ({ finishedAt }: Finished) =>
+    finishedAt.getTime() >= lastWordAt(turn).getTime() - maxClockSkewMs;
+  if (steps.some(isLate)) return "deadline";
   const items = steps.flatMap((step) => step.items);
   return mostRepeated(items) >= limits.maxRepeatedCalls ? "no_progress" : null;
 }

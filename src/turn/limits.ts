@@ -8,7 +8,7 @@ export interface TurnLimits {
   maxAttemptsPerStep: number;
   /** From admission to the end, waiting in a queue included. */
   maxTurnMs: number;
-  /** Of `maxTurnMs`, kept for the model's last word; of a shorter turn not more than half. */
+  /** Of `maxTurnMs`, kept for the model's last word; of a shorter turn not more than a quarter. */
   lastWordMs: number;
   /** Silence of the model's stream before the call is given up. */
   idleTimeoutMs: number;

@@ -9,6 +9,8 @@ import {
 } from "../../crash/verdict.ts";
 import type { Evidence, Problem } from "../../crash/verdict.ts";
 
+const cancelWithinMs = 2_000;
+
 type Bill = Evidence["bill"];
 type Ledger = Parameters<typeof checkLedger>[1];
 type Seen = Evidence["seen"];
@@ -80,7 +82,20 @@ describe("the judge of the crash matrix", () => {
   test("finds another answer", () => {
     const turn = { status: "completed", output: [message("completed")] } as never;
     const expected = { text: "Hello", statuses: ["completed"] } as never;
-    expect(breaches(checkAnswer({ turn, expected }, []))).toEqual(["different"]);
+    expect(breaches(checkAnswer({ turn, expected, cancelWithinMs }, []))).toEqual(["different"]);
+  });
+
+  test("finds a turn that went on though its cancel was on record", () => {
+    const expected = { text: "Hi", statuses: ["cancelled", "completed"] } as const;
+    const content = [{ type: "output_text", text: "Hi" }];
+    const output = [{ ...message("completed"), content }];
+    const endedAfter = (passedMs: number) => {
+      const times = { cancelRequestedAt: new Date(0), endedAt: new Date(passedMs) };
+      const turn = { status: "completed", output, request: { input: [] }, ...times } as never;
+      return breaches(checkAnswer({ turn, expected, cancelWithinMs }, output));
+    };
+    expect(endedAfter(cancelWithinMs)).toEqual([]);
+    expect(endedAfter(cancelWithinMs + 1)).toEqual(["different"]);
   });
 
   test("lets a cancelled turn have a beginning of the answer, and no other text", () => {
@@ -90,7 +105,7 @@ describe("the judge of the crash matrix", () => {
       const output = [{ ...message("incomplete"), content }];
       const turn = { status: "cancelled", output, request: { input: [] } } as never;
       const items = [{ ...message("incomplete"), content: [{ type: "output_text", text: kept }] }];
-      return breaches(checkAnswer({ turn, expected }, items));
+      return breaches(checkAnswer({ turn, expected, cancelWithinMs }, items));
     };
     expect(of("Hi")).toEqual([]);
     expect(of("there")).toEqual(["different"]);
