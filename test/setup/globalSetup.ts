@@ -26,9 +26,9 @@ declare module "vitest" {
 type Stop = () => Promise<void>;
 
 /**
- * Starts one PostgreSQL and one Temporal server for all test files, and bundles the workflows for them. What cannot be had here is
- * provided as missing, with the reason, and the tests that need it are skipped; under `CI` it
- * fails the run.
+ * Starts one PostgreSQL and one Temporal server for all test files, and bundles the workflows for them.
+ * What cannot be had here is provided as missing, with the reason, and the tests that need it are
+ * skipped; under `CI` it fails the run.
  */
 export default async function startSharedServers(project: TestProject): Promise<Stop> {
   const runId = randomBytes(4).toString("hex");
