@@ -80,7 +80,11 @@ describe("the judge of the crash matrix", () => {
   });
 
   test("finds another answer", () => {
-    const turn = { status: "completed", output: [message("completed")] } as never;
+    const turn = {
+      status: "completed",
+      cancelRequestedAt: null,
+      output: [message("completed")],
+    } as never;
     const expected = { text: "Hello", statuses: ["completed"] } as never;
     expect(breaches(checkAnswer({ turn, expected, cancelWithinMs }, []))).toEqual(["different"]);
   });
