@@ -34,6 +34,18 @@ describeWith(["postgres", "temporal"], "workers with versions", () => {
         { timeout: rolloutTimeoutMs },
       )
       .toBe("set");
+    // The task queue, which gives tasks to versions, hears of it a moment later.
+    await expect.poll(() => currentOnTaskQueue(), { timeout: rolloutTimeoutMs }).toBe(buildId);
+  }
+
+  async function currentOnTaskQueue(): Promise<unknown> {
+    const workflowTasks = 1;
+    const { versioningInfo } = await old.temporal.workflowService.describeTaskQueue({
+      namespace: "default",
+      taskQueue: { name: old.taskQueue },
+      taskQueueType: workflowTasks,
+    });
+    return versioningInfo?.currentDeploymentVersion?.buildId;
   }
 
   async function versionOf(turnId: string): Promise<unknown> {
