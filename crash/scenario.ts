@@ -20,7 +20,6 @@ export interface CallToAnswer extends Place {
 
 /** What goes on in a cell while nothing is killed: how turns are asked for, and what the model says. */
 export interface Scenario {
-  name: string;
   /** The agent of its turns. */
   agent(policy: Policy): string;
   deployment: Deployment;

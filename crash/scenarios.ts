@@ -3,7 +3,7 @@ import type { SimulatedRequest } from "../src/simulator/server.ts";
 import { disconnectGraceMs } from "../src/turn/limits.ts";
 import { announcement, answerText, callFunctions, say } from "./model.ts";
 import type { CallToAnswer, Scenario } from "./scenario.ts";
-import type { Users } from "./users.ts";
+import type { CellTurn, Expected, Users } from "./users.ts";
 
 const failAfterDeltas = 3;
 /** Of an answer that something is done to meanwhile: it takes 3 s. */
@@ -41,7 +41,6 @@ function callTools(names: readonly string[], { pausedAt }: CallToAnswer) {
 
 /** One turn that the model answers at once. */
 const plain: Scenario = {
-  name: "answer",
   agent: (policy) => policy,
   deployment: "apart",
   isAlone: true,
@@ -60,46 +59,40 @@ async function deleteResponse({ baseUrl }: CallToAnswer["simulator"], id: string
 /** It ends whole, or as cancelled with the text so far. */
 const cut = { statuses: ["cancelled", "completed"] } as const;
 
-/** A turn that is ended early, then one more in its conversation, which is free at once. */
-function cutShort(
-  name: string,
-  end: (users: Users, first: ReturnType<Users["ask"]>) => unknown,
+/** A turn in whose midst something happens, and the turns that come of that, in one conversation. */
+function interfered(
+  meanwhile: (users: Users, first: CellTurn, conversation: string) => unknown,
+  expected: Partial<Expected> = {},
   headers: Record<string, string> = {},
 ): Scenario {
   return {
     ...plain,
-    name,
     isAlone: false,
     async run(users) {
       const conversation = await users.openConversation();
-      const first = users.ask({ conversation }, cut, headers);
+      const first = users.ask({ conversation }, expected, headers);
       await first.shown;
-      await end(users, first);
-      await first.ended;
-      await users.ask({ conversation }).ended;
+      await meanwhile(users, first, conversation);
+      await Promise.all(users.turns.map(({ ended }) => ended));
     },
     answer: answerFirstIn(slowDeltaMs),
   };
 }
 
-/** Two turns of a conversation, of which the second is asked for while the first one runs. */
-function overtaking(
-  name: string,
-  second: (users: Users, conversation: string) => unknown,
+/** A turn that is ended early, then one more in its conversation, which is free at once. */
+function cutShort(
+  end: (users: Users, first: CellTurn) => unknown,
+  headers: Record<string, string> = {},
 ): Scenario {
-  return {
-    ...plain,
-    name,
-    isAlone: false,
-    async run(users) {
-      const conversation = await users.openConversation();
-      const first = users.ask({ conversation }, name === "interrupted" ? cut : {});
-      await first.shown;
-      await second(users, conversation);
-      await Promise.all(users.turns.map(({ ended }) => ended));
+  return interfered(
+    async (users, first, conversation) => {
+      await end(users, first);
+      await first.ended;
+      users.ask({ conversation });
     },
-    answer: answerFirstIn(slowDeltaMs),
-  };
+    cut,
+    headers,
+  );
 }
 
 const askClient = "ask_client";
@@ -107,18 +100,16 @@ const askClient = "ask_client";
 export const scenarios = {
   answer: plain,
   /** The same in a process that is a gateway and a worker. */
-  served: { ...plain, name: "served", deployment: "together" },
+  served: { ...plain, deployment: "together" },
   /** A model call, two tools at a time, and a second call that answers. */
   tools: {
     ...plain,
-    name: "tools",
     run: (users) => users.ask({}, { text: announcement + answerText() }).ended,
     answer: (call) => (call.step === 1 ? callTools(["charge", "look_up"], call) : answer(call)),
   },
   /** A call fails in the middle, the next one for another reason, and another model answers. */
   fallback: {
     ...plain,
-    name: "fallback",
     agent: (policy) => `${policy}-fallback`,
     givenUp: 1,
     answer(call) {
@@ -129,7 +120,6 @@ export const scenarios = {
   /** No model answers, so the agent's own text does. */
   static: {
     ...plain,
-    name: "static",
     agent: (policy) => `${policy}-static`,
     run: (users) => users.ask({}, { text: "No model answers now." }).ended,
     answer: () => fault.quota(),
@@ -137,7 +127,6 @@ export const scenarios = {
   /** The provider loses a response that it was to keep, and the model is called again. */
   gone: {
     ...plain,
-    name: "gone",
     givenUp: 1,
     answer(call) {
       const { nth, simulator } = call;
@@ -148,41 +137,38 @@ export const scenarios = {
       return say(1, { id, pauseAfter: { ...loss, pass: lose } });
     },
   },
-  cancelled: cutShort("cancelled", (users, first) => users.cancel(first)),
+  cancelled: cutShort((users, first) => users.cancel(first)),
   /** The provider has ended its answer, of which nobody hears any more, when it is cancelled. */
   "cancelled late": {
-    ...cutShort("cancelled late", async (users, first) => {
+    ...cutShort(async (users, first) => {
       await users.answered();
       await users.cancel(first);
     }),
     answer: (call) =>
       call.turn === 1 ? fault.silence(failAfterDeltas, answer(call)) : answer(call),
   },
-  "cancelled in Temporal": cutShort("cancelled in Temporal", (users, first) =>
-    users.cancelInTemporal(first),
-  ),
+  "cancelled in Temporal": cutShort((users, first) => users.cancelInTemporal(first)),
   left: {
-    ...cutShort("left", (users, first) => users.leave(first), {
+    ...cutShort((users, first) => users.leave(first), {
       "x-turnkeeper-on-disconnect": "cancel",
       "x-turnkeeper-disconnect-grace-ms": `${disconnectGraceMs.min}`,
     }),
     answer: answerFirstIn(slowerDeltaMs),
   },
-  queued: overtaking("queued", (users, conversation) =>
+  queued: interfered((users, _, conversation) =>
     users.ask({ conversation }, {}, { "x-turnkeeper-when-busy": "queue" }),
   ),
-  interrupted: overtaking("interrupted", (users, conversation) =>
-    users.ask({ conversation }, {}, { "x-turnkeeper-when-busy": "interrupt" }),
+  interrupted: interfered(
+    (users, _, conversation) =>
+      users.ask({ conversation }, {}, { "x-turnkeeper-when-busy": "interrupt" }),
+    cut,
   ),
   /** Started in Temporal, by whoever can. */
-  direct: { ...plain, name: "direct", run: (users) => users.askDirectly().ended },
-  "direct, queued": overtaking("direct, queued", (users, conversation) =>
-    users.askDirectly({ conversation }),
-  ),
+  direct: { ...plain, run: (users) => users.askDirectly().ended },
+  "direct, queued": interfered((users, _, conversation) => users.askDirectly({ conversation })),
   /** A tool of Turnkeeper's and one of the client's, whose call ends the turn; the next one answers it. */
   client: {
     ...plain,
-    name: "client",
     isAlone: false,
     async run(users) {
       const parameters = { type: "object", properties: {} };
@@ -200,7 +186,6 @@ export const scenarios = {
   /** The model fails behind the tools, and the turn with it; a replay goes on there. */
   replayed: {
     ...plain,
-    name: "replayed",
     isAlone: false,
     async run(users) {
       const failed = users.ask({}, { text: "", statuses: ["failed"] });

@@ -2,18 +2,15 @@ import type { Client } from "@temporalio/client";
 import { afterAll, afterEach, beforeAll, expect, test } from "vitest";
 import type { TurnHandle } from "../src/turns.ts";
 import { calls, fault, gate, text } from "../src/simulator/server.ts";
-import { admitTurn } from "../src/store/admission.ts";
-import { listAgents } from "../src/store/agents.ts";
 import { readHistory } from "../src/store/conversations.ts";
 import { readModelCalls } from "../src/store/modelCalls.ts";
 import { defineTool } from "../src/tools/defineTool.ts";
 import { defineAgent } from "../src/turn/agent.ts";
-import { newId } from "../src/turn/ids.ts";
 import { outputText } from "../src/turn/items.ts";
-import { prepareTurn } from "../src/turn/prepare.ts";
 import { deploy } from "./setup/deployment.ts";
 import type { Deployment } from "./setup/deployment.ts";
 import { describeWith } from "./setup/servers.ts";
+import { admit } from "./setup/storeTurns.ts";
 import { ended } from "./setup/turnStream.ts";
 
 /** What the tool saw of its last call. */
@@ -85,15 +82,7 @@ describeWith(["postgres", "temporal"], "a turn that is cancelled", () => {
 
   test("before anybody claimed it ends at once, and no model is called", async () => {
     const { database, turnkeeper, simulator } = deployment;
-    const { turn } = await admitTurn(database, {
-      ...prepareTurn({ input: "Hi" }, await listAgents(database)),
-      turnId: newId("turn"),
-      project: "default",
-      idempotencyKey: null,
-      apiKeyId: null,
-      whenBusy: "reject",
-      disconnectGraceMs: null,
-    });
+    const turn = await admit(database);
     await turnkeeper.turns.cancel(turn.id);
     const handle = await turnkeeper.turns.get(turn.id);
     expect(await ended(handle)).toMatchObject({ status: "cancelled", text: "" });

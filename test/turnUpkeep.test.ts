@@ -1,14 +1,11 @@
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { gate, text, when } from "../src/simulator/server.ts";
 import type { SimulatedRequest } from "../src/simulator/server.ts";
-import { admitTurn } from "../src/store/admission.ts";
-import { listAgents } from "../src/store/agents.ts";
-import { newId } from "../src/turn/ids.ts";
-import { prepareTurn } from "../src/turn/prepare.ts";
 import type { TurnHandle } from "../src/turns.ts";
 import { deploy } from "./setup/deployment.ts";
 import type { Deployment } from "./setup/deployment.ts";
 import { describeWith } from "./setup/servers.ts";
+import { admit } from "./setup/storeTurns.ts";
 import { ended } from "./setup/turnStream.ts";
 
 /** What the default settings promise, plus a little. */
@@ -40,15 +37,7 @@ describeWith(["postgres", "temporal"], "with the janitor's default settings", ()
   async function admitOnly(): Promise<TurnHandle> {
     const { simulator, turnkeeper, database } = deployment;
     simulator.script(when(says("not started"), text("Done.")));
-    const { turn } = await admitTurn(database, {
-      ...prepareTurn({ input: "not started" }, await listAgents(database)),
-      turnId: newId("turn"),
-      project: "default",
-      idempotencyKey: null,
-      apiKeyId: null,
-      whenBusy: "reject",
-      disconnectGraceMs: null,
-    });
+    const turn = await admit(database, { input: "not started" });
     return turnkeeper.turns.get(turn.id);
   }
 
