@@ -3,7 +3,7 @@ import type { IncomingMessage, Server, ServerResponse } from "node:http";
 import type { AddressInfo } from "node:net";
 import { text as readText } from "node:stream/consumers";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
-import { openModelEndpoint } from "../src/responses/call.ts";
+import { openModelEndpoint, RequestLate } from "../src/responses/call.ts";
 import type { ModelCall, ModelEndpoint, UpstreamEvent } from "../src/responses/call.ts";
 import { apiError, fault } from "../src/simulator/fault.ts";
 import { gate } from "../src/simulator/gate.ts";
@@ -326,6 +326,20 @@ describe("a call to a server with manners of its own", () => {
       response.end(JSON.stringify(body));
     };
   }
+
+  it("sends nothing once the moment is over by which it had to leave, and keeps the connection", async () => {
+    sse(completed);
+    const whole = { events: [completed], failure: null };
+    expect(await outcomeOf(endpoint)).toEqual(whole);
+    answer = () => expect.unreachable("a request was sent");
+    const options = { signal: new AbortController().signal, idleTimeoutMs: 5_000 };
+    const stream = endpoint.stream(callOf(), { ...options, sendBy: Date.now() - 1 });
+    await expect(stream[Symbol.asyncIterator]().next()).rejects.toThrow(RequestLate);
+    const opened = sockets;
+    sse(completed);
+    expect(await outcomeOf(endpoint)).toEqual(whole);
+    expect(sockets).toBe(opened);
+  });
 
   it("passes over frames that are no events, and needs no sequence numbers", async () => {
     sse(null, 5, "text", [1], { delta: "untyped" }, completed);

@@ -2,7 +2,8 @@ import { randomUUID } from "node:crypto";
 import { setTimeout as delay } from "node:timers/promises";
 import type { Client } from "@temporalio/client";
 import { pino } from "pino";
-import { afterAll, afterEach, beforeAll, expect, inject, test } from "vitest";
+import { afterAll, afterEach, beforeAll, expect, inject, test, vi } from "vitest";
+import { z } from "zod";
 import { heldForMs } from "../src/activities/streamModel.ts";
 import type { TurnHandle } from "../src/turns.ts";
 import { openModelEndpoint } from "../src/responses/call.ts";
@@ -41,6 +42,20 @@ const visitTool = (name: string, repeatable: boolean) =>
     },
   });
 
+/** Its arguments are never right, which takes as long as a visit to find out. */
+const refuse = defineTool({
+  name: "refuse",
+  description: "Cannot be called.",
+  parameters: z.object({}).refine(async () => {
+    visit.count += 1;
+    visit.entered.resolve();
+    await visit.leave.promise;
+    return false;
+  }, "never right"),
+  repeatable: true,
+  handler: () => "called",
+});
+
 /** What a handler has to do before it answers. */
 let beforeAnswer: () => Promise<void> = async () => {};
 
@@ -66,9 +81,9 @@ describeWith(["postgres", "temporal"], "a step that is taken over", () => {
   let temporal: Client;
 
   beforeAll(async () => {
-    const tools = ["pay", "look", "prepare"];
+    const tools = ["pay", "look", "prepare", "refuse"];
     deployment = await deploy({
-      tools: [visitTool("pay", false), visitTool("look", true), prepare],
+      tools: [visitTool("pay", false), visitTool("look", true), prepare, refuse],
       agents: [
         defineAgent({ name: "default", model: "gpt-test", tools }),
         defineAgent({ name: "once", model: "gpt-test", tools, limits: { maxAttemptsPerStep: 1 } }),
@@ -152,6 +167,47 @@ describeWith(["postgres", "temporal"], "a step that is taken over", () => {
     expect(await outcomes(turn)).toEqual(["used", "wasted", "used"]);
   });
 
+  /** Has the next request wait, as for a connection; it leaves when `release` is called. */
+  function holdRequest(): { reached: Promise<void>; release: () => void } {
+    const { endpoint } = deployment;
+    const reached = Promise.withResolvers<void>();
+    const held = Promise.withResolvers<void>();
+    const stream = endpoint.stream.bind(endpoint);
+    vi.spyOn(endpoint, "stream").mockImplementationOnce(async function* (call, options) {
+      reached.resolve();
+      await held.promise;
+      yield* stream(call, options);
+    });
+    return { reached: reached.promise, release: held.resolve };
+  }
+
+  test("is not bought again by an attempt whose request was held up", async () => {
+    const { simulator } = deployment;
+    const request = holdRequest();
+    simulator.script(text(answer));
+    const turn = await start();
+    await request.reached;
+    await replaceAttempt(turn, 1);
+    await delay(heldForMs);
+    request.release();
+    expect(await ended(turn)).toMatchObject({ status: "completed", text: answer });
+    expect(simulator.bill).toHaveLength(1);
+    expect(await outcomes(turn)).toEqual(["wasted", "used"]);
+  });
+
+  test("whose request was held up is asked for all the same where nobody has replaced it", async () => {
+    const { simulator } = deployment;
+    const request = holdRequest();
+    simulator.script(text(answer));
+    const turn = await start();
+    await request.reached;
+    await delay(heldForMs);
+    request.release();
+    expect(await ended(turn)).toMatchObject({ status: "completed", text: answer });
+    expect(simulator.bill).toHaveLength(1);
+    expect(await outcomes(turn)).toEqual(["used"]);
+  });
+
   test("whose time is up meanwhile is unknown to the model, though its tool may be repeated", async () => {
     const { simulator, database } = deployment;
     simulator.script(calls([{ name: "look", arguments: {} }]), text(answer));
@@ -194,6 +250,13 @@ describeWith(["postgres", "temporal"], "a step that is taken over", () => {
     ],
     ["that may be repeated is run again", "look", "default", "visit 2", "ok"],
     ["is run as often as the limit allows", "look", "once", "outcome_unknown", "unknown"],
+    [
+      "with wrong arguments is known not to have run",
+      "refuse",
+      "default",
+      "never right",
+      "not_run",
+    ],
   ])("of a tool %s", async (_, name, model, told, outcome) => {
     const { simulator } = deployment;
     simulator.script(calls([{ name, arguments: {} }]), text(answer));
@@ -202,7 +265,7 @@ describeWith(["postgres", "temporal"], "a step that is taken over", () => {
     await replaceAttempt(turn, 2);
     visit.leave.resolve();
     expect(await ended(turn)).toMatchObject({ status: "completed", text: answer });
-    expect(visit.count).toBe(outcome === "ok" ? 2 : 1);
+    expect(visit.count).toBe(outcome === "unknown" ? 1 : 2);
     expect(JSON.stringify(simulator.requests[1]?.body.input)).toContain(told);
     const steps = await readStepRecords(deployment.database, "default", turn.id);
     expect(steps.map((step) => step.outcome)).toEqual([null, outcome, null]);

@@ -96,8 +96,8 @@ async function runClaimed(
   const unlink = linkStops(stop, turn, takenBack, lastWordAt(turn));
   try {
     const result = await callTool(tools, turn, call, stop.signal);
-    // This attempt has not begun; the one before it may have.
-    if (result.outcome === "not_run" && claim.wasRunning && tool !== undefined) {
+    // This attempt was stopped before it began; the one before it may have begun.
+    if (result.outcome === "not_run" && claim.wasRunning && stop.signal.aborted) {
       return unknownOutcome;
     }
     const isHandedOver = (stop.signal.reason as StepStopped | undefined)?.reason === "handover";

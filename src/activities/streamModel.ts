@@ -1,6 +1,7 @@
 import { ModelStreamTranslator } from "../events/translator.ts";
 import type { ModelOutput } from "../events/translator.ts";
 import type { StepWriter } from "../events/writer.ts";
+import { RequestLate } from "../responses/call.ts";
 import type { ModelCall, UpstreamEvent } from "../responses/call.ts";
 import { readUsage } from "../responses/usage.ts";
 import { eventsOfResponse } from "../responses/wholeResponse.ts";
@@ -93,29 +94,39 @@ export async function openCall(
 export async function streamModel(step: ModelStep, open: OpenCall): Promise<ModelAnswer> {
   const { parts, turn, stop } = step;
   parts.modelPauses.check(turn.model, step.fence.attempt);
-  await checkHeld(step);
-  stop.signal.throwIfAborted();
-  step.isSent = true;
-  const stream = parts.endpoint.stream(open.next.call, {
-    signal: stop.signal,
-    idleTimeoutMs: turn.limits.idleTimeoutMs,
-    onRequestId: (id) => (step.ledger.requestId = id),
-  });
-  return follow(step, open, stream);
+  for (;;) {
+    const sendBy = (await heldSince(step)) + heldForMs;
+    stop.signal.throwIfAborted();
+    step.isSent = true;
+    const stream = parts.endpoint.stream(open.next.call, {
+      sendBy,
+      signal: stop.signal,
+      idleTimeoutMs: turn.limits.idleTimeoutMs,
+      onRequestId: (id) => (step.ledger.requestId = id),
+    });
+    try {
+      return await follow(step, open, stream);
+    } catch (error) {
+      if (!(error instanceof RequestLate)) throw error;
+      step.isSent = false;
+    }
+  }
 }
 
-/** A step is hardly ever taken over sooner than this after its claim. */
+/** A step is hardly ever taken over, and ended, within this time after it was known to be held. */
 export const heldForMs = 1_000;
 
 /**
- * A process that was paused behind its claim may have been replaced, and would buy what its successor
- * has bought [7].
+ * The last moment, as `Date.now()` gives it, at which the step was this attempt's for sure. A process
+ * that was paused may have been replaced, and would buy what its successor has bought [7].
  *
  * @throws StepStopped `fenced`.
  */
-async function checkHeld({ parts, claim, fence }: ModelStep): Promise<void> {
-  if (Date.now() - claim.askedAt < heldForMs) return;
+async function heldSince({ parts, claim, fence }: ModelStep): Promise<number> {
+  const now = Date.now();
+  if (now - claim.askedAt < heldForMs) return claim.askedAt;
   if (!(await holdsStep(parts.database, fence))) throw new StepStopped("fenced");
+  return now;
 }
 
 /** Answers with the agent's own text, where no model could. */

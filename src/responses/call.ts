@@ -4,13 +4,14 @@ import { failure, StepFailure } from "../turn/failures.ts";
 import type { Item } from "../turn/items.ts";
 import { readAnswer } from "./answer.ts";
 import type { UpstreamEvent } from "./answer.ts";
-import { openConnections } from "./connections.ts";
-import { classifyFailure, requestIdOf } from "./failures.ts";
+import { openConnections, RequestLate, sendingBy } from "./connections.ts";
+import { causes, classifyFailure, requestIdOf } from "./failures.ts";
 import { toModelInput } from "./input.ts";
 import { redactSecrets } from "./redaction.ts";
 import { watchSilence } from "./silence.ts";
 
 export type { UpstreamEvent } from "./answer.ts";
+export { RequestLate } from "./connections.ts";
 
 /** One call of `POST /responses`, always with the full input. */
 export interface ModelCall {
@@ -33,15 +34,21 @@ export interface ModelCallOptions {
   onRequestId?(id: string): void;
 }
 
+export interface PaidCallOptions extends ModelCallOptions {
+  /** The request may not leave after this, as `Date.now()` gives it. Default: at any time. */
+  sendBy?: number;
+}
+
 export interface ModelEndpoint {
   /**
    * Makes one call and gives its events as they come, of any type. The last one is
    * `response.completed`, `response.incomplete` or `response.failed`; after the last of these the
    * iteration throws, so that its usage can be read and its failure is not missed.
    *
-   * @throws StepFailure for everything that is not a whole answer; the signal's reason when aborted.
+   * @throws StepFailure for everything that is not a whole answer; the signal's reason when aborted;
+   *   RequestLate when it was not sent because `sendBy` had passed by then.
    */
-  stream(call: ModelCall, options: ModelCallOptions): AsyncIterable<UpstreamEvent>;
+  stream(call: ModelCall, options: PaidCallOptions): AsyncIterable<UpstreamEvent>;
   /**
    * The events of a kept response behind number `after`, as `stream` gives them.
    *
@@ -149,8 +156,12 @@ class Endpoint implements ModelEndpoint {
     });
   }
 
-  stream(call: ModelCall, options: ModelCallOptions): AsyncGenerator<UpstreamEvent> {
-    return this.#read((signal) => this.#send(call, signal), options);
+  stream(call: ModelCall, options: PaidCallOptions): AsyncGenerator<UpstreamEvent> {
+    const dispatcher = sendingBy(this.#connections.dispatcher, options.sendBy ?? Infinity);
+    return this.#read(
+      (signal) => this.#send(call, { signal, fetchOptions: { dispatcher } }),
+      options,
+    );
   }
 
   resume(
@@ -205,7 +216,11 @@ class Endpoint implements ModelEndpoint {
     } catch (error) {
       const isEcho = watch.signal.aborted && !(error instanceof StepFailure);
       const cause: unknown = isEcho ? watch.signal.reason : error;
-      throw cause === options.signal.reason ? cause : this.#toStepFailure(cause, requestId);
+      if (cause === options.signal.reason) throw cause;
+      throw (
+        causes(cause).find((inner) => inner instanceof RequestLate) ??
+        this.#toStepFailure(cause, requestId)
+      );
     } finally {
       watch.end();
     }
@@ -215,21 +230,21 @@ class Endpoint implements ModelEndpoint {
     await this.#connections.dispatcher.destroy();
   }
 
-  async #send(call: ModelCall, signal: AbortSignal) {
+  async #send(call: ModelCall, options: object) {
     const wantsReasoning = !this.#modelsWithoutReasoning.has(call.model);
     try {
-      return await this.#post(toRequest(call, wantsReasoning), signal);
+      return await this.#post(toRequest(call, wantsReasoning), options);
     } catch (error) {
       if (!wantsReasoning || !refusesEncryptedReasoning(error)) throw error;
       // A request that was refused as such has cost nothing, so this is no retry of a failed step.
-      const answer = await this.#post(toRequest(call, false), signal);
+      const answer = await this.#post(toRequest(call, false), options);
       this.#modelsWithoutReasoning.add(call.model);
       return answer;
     }
   }
 
-  #post(request: ResponseCreateParamsStreaming, signal: AbortSignal) {
-    return this.#client.responses.create(request, { signal }).withResponse();
+  #post(request: ResponseCreateParamsStreaming, options: object) {
+    return this.#client.responses.create(request, options).withResponse();
   }
 
   #toStepFailure(error: unknown, requestId: string | undefined): StepFailure {

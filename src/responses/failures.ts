@@ -217,7 +217,8 @@ function classifyApiError(error: APIError): Failure {
   return classifyProviderError({ status, code, type, message, headers });
 }
 
-function causes(error: unknown): { code?: unknown; message?: unknown }[] {
+/** An error with what it was caused by, from the outside in. */
+export function causes(error: unknown): { code?: unknown; message?: unknown }[] {
   const maxDepth = 5;
   const chain: { code?: unknown; message?: unknown; cause?: unknown }[] = [];
   let current = error;

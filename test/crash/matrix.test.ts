@@ -10,7 +10,10 @@ import { describeWith, sharedTemporal } from "../setup/servers.ts";
 
 const seed = 1;
 /** What the matrix has found once. */
-const once = new Set(["background/before the ending transaction/worker/SIGSTOP"]);
+const once = new Set([
+  "background/before the ending transaction/worker/SIGSTOP",
+  "foreground/after a notification of events/worker/SIGSTOP",
+]);
 const lanes = 3;
 const hangGuardMs = 900_000;
 

@@ -6,6 +6,7 @@ import type { WorkerVersion } from "../../src/config.ts";
 import { EventHub } from "../../src/events/hub.ts";
 import type { JanitorSettings } from "../../src/janitor.ts";
 import { openModelEndpoint } from "../../src/responses/call.ts";
+import type { ModelEndpoint } from "../../src/responses/call.ts";
 import { startSimulator } from "../../src/simulator/server.ts";
 import type { Simulator } from "../../src/simulator/server.ts";
 import type { Database } from "../../src/store/database.ts";
@@ -25,6 +26,8 @@ export interface Deployment {
   simulator: Simulator;
   turnkeeper: Turnkeeper;
   hub: EventHub;
+  /** The way of the worker to the simulator. */
+  endpoint: ModelEndpoint;
   taskQueue: string;
   temporal: Client;
   /** For `afterEach`: the script was kept to, and the next test begins with an empty one. */
@@ -93,6 +96,7 @@ export async function deploy(options: DeploymentOptions = {}): Promise<Deploymen
     simulator,
     turnkeeper,
     hub,
+    endpoint,
     taskQueue,
     temporal: client,
     endScript() {
