@@ -35,7 +35,3 @@ export async function timeAll(
   await Promise.all(Array.from({ length: concurrency }, lane));
   return performance.now() - startedAt;
 }
-
-export function perSecond(count: number, tookMs: number): number {
-  return (count * 1000) / tookMs;
-}

@@ -23,14 +23,13 @@ import { createBareWorker } from "./bare/worker.ts";
 import { measureCancels, startByClient, startOverHttp } from "./cancels.ts";
 import type { RunningTurn } from "./cancels.ts";
 import { startEnvironment, startRole } from "./environment.ts";
-import { percentile, perSecond, timeAll, timeEach } from "./measure.ts";
+import { percentile, timeEach } from "./measure.ts";
+import { measureRates } from "./rates.ts";
 import { bareSdk, bareWorkflow, inOneProcess, overHttp } from "./shapes.ts";
 import type { Shape } from "./shapes.ts";
 import { measureOpenStreams, measureStreams } from "./streams.ts";
 
 const turns = Number(process.env["BENCH_TURNS"] ?? 100);
-const concurrentTurns = 300;
-const concurrency = 50;
 const streams = 20;
 const openStreams = 200;
 const cancels = 20;
@@ -165,31 +164,18 @@ report(
   "<= 0.85x",
 );
 
-await leftovers();
-const bareRate = perSecond(
-  concurrentTurns,
-  await timeAll(concurrentTurns, concurrency, bareWorkflow(client).turn),
-);
-await leftovers();
-// An answer may be known before Temporal has heard of it; a turn counts when both are done.
-const ids: string[] = [];
-const answeredMs = await timeAll(concurrentTurns, concurrency, async () => {
-  const turn = await turnkeeper.turns.start({ agent: "gpt-bench", input: "What is the answer?" });
-  ids.push(turn.id);
-  await turn.result();
+const rates = await measureRates({
+  bare: bareWorkflow(client),
+  own: inOneProcess(turnkeeper),
+  closed,
+  leftovers,
 });
-const closingMs = await timeAll(ids.length, concurrency, () => closed(ids.pop() as string));
-const ownRate = perSecond(concurrentTurns, answeredMs + closingMs);
-report(
-  "answers/s at 50 concurrent",
-  "Turnkeeper, one process",
-  perSecond(concurrentTurns, answeredMs).toFixed(0),
-);
-report("turns/s at 50 concurrent", "one-activity workflow", bareRate.toFixed(0));
+report("answers/s at 50 concurrent", "Turnkeeper, one process", rates.answers.toFixed(0));
+report("turns/s at 50 concurrent", "one-activity workflow", rates.bare.toFixed(0));
 report(
   "",
   "Turnkeeper, answered and closed in Temporal",
-  `${ownRate.toFixed(0)} = ${ratio(ownRate, bareRate)}`,
+  `${rates.own.toFixed(0)} = ${ratio(rates.own, rates.bare)}`,
   ">= 1.2x",
 );
 

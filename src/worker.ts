@@ -94,8 +94,11 @@ const pollers = { type: "autoscaling", minimum: 1, initial: 2, maximum: 20 } as 
  * waits for what comes back on them: cancels reach a worker by the record.
  */
 const maxHeartbeatThrottleIntervalMs = 2_000;
-/** A dead worker's workflow tasks are taken over after this long; Temporal's default is 10 s. */
-const stickyTimeoutMs = 1_000;
+/**
+ * A dead worker's workflow tasks are taken over after this long; Temporal's default is 10 s. A shorter
+ * time is missed by workers that are only busy, and their turns replayed for nothing.
+ */
+const stickyTimeoutMs = 2_000;
 
 /** Evaluated once per worker instead of once per workflow; these keep no state of a workflow. */
 export const preloadModules = ["@temporalio/common"];
@@ -150,6 +153,8 @@ export async function createWorker(options: TurnWorkerOptions): Promise<TurnWork
     activities: createTurnActivities(parts, headStarts),
     maxConcurrentActivityTaskExecutions: options.maxConcurrentSteps,
     maxCachedWorkflows,
+    // Each turn that begins here brings its first workflow task along, if there is a slot for it.
+    maxConcurrentWorkflowTaskExecutions: options.maxConcurrentSteps,
     workflowTaskPollerBehavior: pollers,
     activityTaskPollerBehavior: pollers,
     maxHeartbeatThrottleInterval: maxHeartbeatThrottleIntervalMs,
