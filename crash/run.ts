@@ -85,7 +85,9 @@ function sayHowToRerun(broken: readonly CellResult[], logFolder: string): void {
 endWithChildren();
 const cells = chosenCells();
 if (options.list) {
-  for (const { name } of cells) console.log(name);
+  const names = cells.map(({ name }) => `${name}\n`).join("");
+  // A pipe takes a long list piece by piece.
+  await new Promise((written) => process.stdout.write(names, written));
   process.exit();
 }
 const folder = await mkdtemp(join(tmpdir(), "turnkeeper-crash-run-"));
