@@ -40,7 +40,8 @@ export default {
       "turns.ts",
       "clientParts.ts",
     ]),
-    mayImport("turns", ["turn", "store", "clientParts.ts", "turnEvents.ts"]),
+    mayImport("turns", ["turn", "store", "clientParts.ts", "turnEvents.ts", "turnHandle.ts"]),
+    mayImport("turnHandle", ["turn", "turns.ts"]),
     mayImport("turnEvents", ["turn", "store", "clientParts.ts"]),
     mayImport("clientParts", ["turn", "store", "events", "engine.ts"]),
     {

@@ -1,8 +1,10 @@
 /** What applications import. */
 export { Turnkeeper } from "./client.ts";
-export { TurnHandle, Turns } from "./turns.ts";
+export { TurnHandle } from "./turnHandle.ts";
+export { Turns } from "./turns.ts";
 export type { ConnectOptions } from "./client.ts";
-export type { StartOptions, StartTurn, TurnResult } from "./turns.ts";
+export type { TurnResult } from "./turnHandle.ts";
+export type { StartOptions, StartTurn } from "./turns.ts";
 export { defineTool } from "./tools/defineTool.ts";
 export type { Tool, ToolContext, ToolDefinition } from "./tools/defineTool.ts";
 export { InvalidTool } from "./tools/registry.ts";

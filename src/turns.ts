@@ -14,19 +14,15 @@ import { markDisconnected, reattachTurn } from "./store/disconnects.ts";
 import { admitReplay, readReplay } from "./store/replays.ts";
 import { readTurn, readVisibleTurn } from "./store/turns.ts";
 import { waitForTurnEnd, watchTurn } from "./turnEvents.ts";
-import { parseEvent } from "./turn/events.ts";
-import type { NumberedEvent, RecordedEvent } from "./turn/events.ts";
+import { TurnHandle } from "./turnHandle.ts";
+import type { RecordedEvent } from "./turn/events.ts";
 import { Refusal } from "./turn/failures.ts";
 import { newId } from "./turn/ids.ts";
-import { outputText } from "./turn/items.ts";
-import type { Item } from "./turn/items.ts";
 import { prepareTurn, requestHash } from "./turn/prepare.ts";
 import type { PreparedTurn } from "./turn/prepare.ts";
 import type { ReplayOptions } from "./turn/replay.ts";
 import { checkId } from "./turn/request.ts";
 import type { ResponseRequest } from "./turn/request.ts";
-import { responseObject } from "./turn/response.ts";
-import type { ResponseObject } from "./turn/response.ts";
 import { isTerminal } from "./turn/turn.ts";
 import type { Turn } from "./turn/turn.ts";
 
@@ -50,15 +46,6 @@ export interface StartOptions {
   disconnectGraceMs?: number | undefined;
 }
 
-/** How a turn ended. */
-export interface TurnResult {
-  status: Turn["status"];
-  /** The text of the answer. */
-  text: string;
-  response: ResponseObject;
-  turn: Turn;
-}
-
 /** How long after its start an interrupted request may be sent again without a key */
 const reattachWithinMs = 60_000;
 
@@ -72,49 +59,6 @@ function checkIdempotencyKey(key: string | undefined): void {
   if (key === undefined || idempotencyKeyPattern.test(key)) return;
   const rule = "An idempotency key has 1 to 255 printable ASCII characters without spaces.";
   throw new Refusal("invalid_value", rule, "Idempotency-Key");
-}
-
-/** One turn, as its starter holds it. */
-export class TurnHandle {
-  readonly id: string;
-  readonly conversationId: string;
-  /** False when the same request had started the turn before. */
-  readonly isNew: boolean;
-  readonly #turns: Turns;
-  readonly #turn: Turn;
-
-  constructor(turns: Turns, turn: Turn, isNew: boolean) {
-    this.#turns = turns;
-    this.#turn = turn;
-    this.id = turn.id;
-    this.conversationId = turn.conversationId;
-    this.isNew = isNew;
-  }
-
-  /**
-   * The turn's events after number `after` (default: all), until its end: what has been, then what
-   * comes. Leaving the loop costs nothing and cancels nothing.
-   *
-   * @throws Refusal `stream_expired` when the events have been dropped by age.
-   */
-  async *events(
-    options: { after?: number; signal?: AbortSignal } = {},
-  ): AsyncGenerator<NumberedEvent> {
-    const turn = await this.#turns.readAlsoDryRun(this.id);
-    for await (const batch of await this.#turns.watch(turn, options)) yield* batch.map(parseEvent);
-  }
-
-  /** Waits for the end of the turn, however it ends. */
-  async result(options: { signal?: AbortSignal } = {}): Promise<TurnResult> {
-    const turn = await this.#turns.waitForEnd(this.#turn, options.signal);
-    const text = outputText((turn.output ?? []) as Item[]);
-    return { status: turn.status, text, response: responseObject(turn), turn };
-  }
-
-  /** Asks for the turn's end; what was produced is kept, marked so [12]. */
-  async cancel(): Promise<void> {
-    await this.#turns.cancel(this.id);
-  }
 }
 
 /** Starts, watches and cancels the turns of one project. */

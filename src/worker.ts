@@ -125,6 +125,26 @@ function versioning(version: WorkerVersion | null | undefined): Partial<WorkerOp
   };
 }
 
+function createTemporalWorker(options: TurnWorkerOptions, activities: object): Promise<Worker> {
+  return Worker.create({
+    connection: options.connection,
+    namespace: options.client.options.namespace,
+    taskQueue: options.taskQueue,
+    ...workflowSource(options.workflowBundle),
+    ...versioning(options.deployment),
+    activities,
+    maxConcurrentActivityTaskExecutions: options.maxConcurrentSteps,
+    maxCachedWorkflows,
+    // Each turn that begins here brings its first workflow task along, if there is a slot for it.
+    maxConcurrentWorkflowTaskExecutions: options.maxConcurrentSteps,
+    workflowTaskPollerBehavior: pollers,
+    activityTaskPollerBehavior: pollers,
+    maxHeartbeatThrottleInterval: maxHeartbeatThrottleIntervalMs,
+    stickyQueueScheduleToStartTimeout: stickyTimeoutMs,
+    shutdownGraceTime: options.shutdownGraceMs,
+  });
+}
+
 /**
  * Makes a worker that runs turns: registers the agents, binds the activities to their real parts and
  * starts the janitor.
@@ -144,23 +164,7 @@ export async function createWorker(options: TurnWorkerOptions): Promise<TurnWork
   });
   const parts = await openParts(options, tools, engine);
   const headStarts = new HeadStarts(parts, options.maxConcurrentSteps);
-  const worker = await Worker.create({
-    connection: options.connection,
-    namespace: client.options.namespace,
-    taskQueue: options.taskQueue,
-    ...workflowSource(options.workflowBundle),
-    ...versioning(options.deployment),
-    activities: createTurnActivities(parts, headStarts),
-    maxConcurrentActivityTaskExecutions: options.maxConcurrentSteps,
-    maxCachedWorkflows,
-    // Each turn that begins here brings its first workflow task along, if there is a slot for it.
-    maxConcurrentWorkflowTaskExecutions: options.maxConcurrentSteps,
-    workflowTaskPollerBehavior: pollers,
-    activityTaskPollerBehavior: pollers,
-    maxHeartbeatThrottleInterval: maxHeartbeatThrottleIntervalMs,
-    stickyQueueScheduleToStartTimeout: stickyTimeoutMs,
-    shutdownGraceTime: options.shutdownGraceMs,
-  });
+  const worker = await createTemporalWorker(options, createTurnActivities(parts, headStarts));
   const offeredTurns = new OfferedTurns(parts, headStarts, options.taskQueue);
   // Which version gets a turn is Temporal's to say, and it has not been asked yet.
   const hasHeadStarts = !options.deployment;

@@ -1,7 +1,7 @@
 import { LLMock } from "@copilotkit/aimock";
 import type { ChatMessage } from "@copilotkit/aimock";
 import { afterAll, afterEach, beforeAll, expect, test } from "vitest";
-import type { TurnHandle } from "../src/turns.ts";
+import type { TurnHandle } from "../src/turnHandle.ts";
 import { readModelCalls } from "../src/store/modelCalls.ts";
 import { defineTool } from "../src/tools/defineTool.ts";
 import { defineAgent } from "../src/turn/agent.ts";

@@ -1,5 +1,5 @@
 import { afterAll, afterEach, beforeAll, expect, test } from "vitest";
-import type { TurnHandle } from "../src/turns.ts";
+import type { TurnHandle } from "../src/turnHandle.ts";
 import { calls, fault, gate, join, reasoning, text } from "../src/simulator/server.ts";
 import type { AnswerStep } from "../src/simulator/script.ts";
 import type { ScriptStep, SimulatedRequest } from "../src/simulator/server.ts";

@@ -6,7 +6,7 @@ import { readModelCalls } from "../src/store/modelCalls.ts";
 import { defineTool } from "../src/tools/defineTool.ts";
 import { defineAgent } from "../src/turn/agent.ts";
 import { unansweredCalls } from "../src/turn/pairs.ts";
-import type { TurnHandle } from "../src/turns.ts";
+import type { TurnHandle } from "../src/turnHandle.ts";
 import { serve } from "./setup/gateway.ts";
 import type { Served } from "./setup/gateway.ts";
 import { describeWith } from "./setup/servers.ts";

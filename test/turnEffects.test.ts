@@ -1,5 +1,5 @@
 import { afterAll, afterEach, beforeAll, expect, test } from "vitest";
-import type { TurnHandle } from "../src/turns.ts";
+import type { TurnHandle } from "../src/turnHandle.ts";
 import { calls, text } from "../src/simulator/server.ts";
 import { readStepRecords } from "../src/store/steps.ts";
 import { defineTool } from "../src/tools/defineTool.ts";

@@ -1,5 +1,5 @@
 import { afterAll, afterEach, beforeAll, expect, test } from "vitest";
-import type { TurnHandle } from "../src/turns.ts";
+import type { TurnHandle } from "../src/turnHandle.ts";
 import { apiError } from "../src/simulator/fault.ts";
 import { calls, fault, gate, text } from "../src/simulator/server.ts";
 import type { ScriptStep } from "../src/simulator/server.ts";

@@ -1,6 +1,6 @@
 import type { Client } from "@temporalio/client";
 import { afterAll, afterEach, beforeAll, expect, test } from "vitest";
-import type { TurnHandle } from "../src/turns.ts";
+import type { TurnHandle } from "../src/turnHandle.ts";
 import { calls, fault, gate, text } from "../src/simulator/server.ts";
 import { readModelCalls } from "../src/store/modelCalls.ts";
 import { defineTool } from "../src/tools/defineTool.ts";

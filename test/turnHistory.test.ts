@@ -3,7 +3,7 @@ import type { Client } from "@temporalio/client";
 import { DeterminismViolationError } from "@temporalio/workflow";
 import { bundleWorkflowCode, Worker } from "@temporalio/worker";
 import { afterAll, afterEach, beforeAll, expect, test } from "vitest";
-import type { TurnHandle } from "../src/turns.ts";
+import type { TurnHandle } from "../src/turnHandle.ts";
 import { calls, fault, text } from "../src/simulator/server.ts";
 import { deploy } from "./setup/deployment.ts";
 import type { Deployment } from "./setup/deployment.ts";

@@ -6,7 +6,7 @@ import { defineTool } from "../src/tools/defineTool.ts";
 import { defineAgent } from "../src/turn/agent.ts";
 import { newId } from "../src/turn/ids.ts";
 import type { Item } from "../src/turn/items.ts";
-import type { TurnHandle } from "../src/turns.ts";
+import type { TurnHandle } from "../src/turnHandle.ts";
 import { serve } from "./setup/gateway.ts";
 import type { Served } from "./setup/gateway.ts";
 import { describeWith } from "./setup/servers.ts";

@@ -1,5 +1,6 @@
 import { afterAll, afterEach, beforeAll, expect, test, vi } from "vitest";
-import type { StartOptions, TurnHandle } from "../src/turns.ts";
+import type { TurnHandle } from "../src/turnHandle.ts";
+import type { StartOptions } from "../src/turns.ts";
 import { always, calls, fault, gate, text } from "../src/simulator/server.ts";
 import type { SimulatedRequest } from "../src/simulator/server.ts";
 import { createConversation, readHistory } from "../src/store/conversations.ts";

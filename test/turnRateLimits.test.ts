@@ -7,7 +7,7 @@ import type { ScriptStep } from "../src/simulator/server.ts";
 import { readModelCalls } from "../src/store/modelCalls.ts";
 import type { ModelCallRecord } from "../src/store/modelCalls.ts";
 import { defineAgent } from "../src/turn/agent.ts";
-import type { TurnHandle } from "../src/turns.ts";
+import type { TurnHandle } from "../src/turnHandle.ts";
 import { deploy } from "./setup/deployment.ts";
 import type { Deployment } from "./setup/deployment.ts";
 import { describeWith } from "./setup/servers.ts";

@@ -1,5 +1,5 @@
 import { afterAll, afterEach, beforeAll, expect, test } from "vitest";
-import type { TurnHandle } from "../src/turns.ts";
+import type { TurnHandle } from "../src/turnHandle.ts";
 import { calls, fault, gate, text } from "../src/simulator/server.ts";
 import { listAgents, registerAgents } from "../src/store/agents.ts";
 import { deleteConversation, readHistory } from "../src/store/conversations.ts";

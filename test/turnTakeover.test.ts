@@ -5,7 +5,7 @@ import { pino } from "pino";
 import { afterAll, afterEach, beforeAll, expect, inject, test, vi } from "vitest";
 import { z } from "zod";
 import { heldForMs } from "../src/activities/streamModel.ts";
-import type { TurnHandle } from "../src/turns.ts";
+import type { TurnHandle } from "../src/turnHandle.ts";
 import { openModelEndpoint } from "../src/responses/call.ts";
 import { calls, fault, gate, text } from "../src/simulator/server.ts";
 import { registerAgents } from "../src/store/agents.ts";

@@ -1,5 +1,5 @@
 import { afterAll, afterEach, beforeAll, expect, test } from "vitest";
-import type { TurnHandle } from "../src/turns.ts";
+import type { TurnHandle } from "../src/turnHandle.ts";
 import { calls, fault, join, text } from "../src/simulator/server.ts";
 import type { SimulatedRequest } from "../src/simulator/server.ts";
 import { readHistory } from "../src/store/conversations.ts";

@@ -1,7 +1,7 @@
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { gate, text, when } from "../src/simulator/server.ts";
 import type { SimulatedRequest } from "../src/simulator/server.ts";
-import type { TurnHandle } from "../src/turns.ts";
+import type { TurnHandle } from "../src/turnHandle.ts";
 import { deploy } from "./setup/deployment.ts";
 import type { Deployment } from "./setup/deployment.ts";
 import { describeWith } from "./setup/servers.ts";

@@ -4,9 +4,10 @@ import type { Queryable } from "../store/database.ts";
 import { flushEvents } from "../store/eventLog.ts";
 import type { FlushEntry, FlushOutcome, ResponsePlace } from "../store/eventLog.ts";
 import type { Fence } from "../store/fence.ts";
-import { eventBody } from "../turn/events.ts";
 import type { RecordedEvent, TurnEvent } from "../turn/events.ts";
 import { mergeDeltas } from "./merge.ts";
+import { hasWork, nextEntry, pendingStep, sizeOf } from "./pendingStep.ts";
+import type { PendingStep, StepListeners } from "./pendingStep.ts";
 
 export interface EventWriterSettings {
   /** Time between two writes while text keeps coming. */
@@ -66,40 +67,6 @@ export interface StepWriter {
   discard(): void;
 }
 
-/** What the owner of a step has to hear; the first two end its way into the log. */
-export interface StepListeners {
-  /** The step belongs to somebody else. */
-  fenced: () => void;
-  /** The database refuses what was written; nothing more of the step will be. */
-  failed: (error: unknown) => void;
-  /** The turn is to be cancelled. May be told more than once. */
-  cancelRequested: () => void;
-}
-
-interface Waiter {
-  resolve: () => void;
-  reject: (error: unknown) => void;
-  signal: AbortSignal;
-}
-
-interface PendingStep {
-  fence: Fence;
-  events: TurnEvent[];
-  bytes: number;
-  nextOutputIndex: number;
-  /** What is queued goes up to here; `null`: nothing new. */
-  place: ResponsePlace | null;
-  flush: number;
-  /** The write that was sent and whose outcome is not known: it is sent again as it was. */
-  sent: FlushEntry | null;
-  hasWritten: boolean;
-  hasReached: boolean;
-  closed: boolean;
-  failure: { error: unknown } | null;
-  on: StepListeners;
-  waiters: Waiter[];
-}
-
 /**
  * Writes the events of all running steps of this process, in one statement per tick. One write is in
  * flight at a time; one whose answer was lost is sent again and stores nothing twice [3].
@@ -130,21 +97,7 @@ export class EventWriter {
 
   /** Opens the way for a claimed step. */
   open(fence: Fence, on: StepListeners): StepWriter {
-    const step: PendingStep = {
-      fence,
-      events: [],
-      bytes: 0,
-      nextOutputIndex: 0,
-      place: null,
-      flush: 0,
-      sent: null,
-      hasWritten: false,
-      hasReached: false,
-      closed: false,
-      failure: null,
-      on,
-      waiters: [],
-    };
+    const step = pendingStep(fence, on);
     this.#steps.add(step);
     return {
       append: (event, nextOutputIndex) => this.#append(step, event, nextOutputIndex),
@@ -316,29 +269,4 @@ export class EventWriter {
     this.#steps.delete(step);
     this.#wake(step);
   }
-}
-
-/** Roughly the bytes that an event takes: good enough for a bound, and cheap for a delta. */
-function sizeOf(event: TurnEvent): number {
-  const envelopeBytes = 256;
-  let bytes = envelopeBytes;
-  for (const value of Object.values(event)) {
-    if (typeof value === "string") bytes += value.length;
-    else if (typeof value === "object") bytes += JSON.stringify(value).length;
-  }
-  return bytes;
-}
-
-function hasWork(step: PendingStep): boolean {
-  return step.sent !== null || step.events.length > 0 || step.place !== null;
-}
-
-function nextEntry(step: PendingStep): FlushEntry {
-  step.flush += 1;
-  const bodies = mergeDeltas(step.events).map(eventBody);
-  const { fence, flush, nextOutputIndex, place } = step;
-  step.events = [];
-  step.bytes = 0;
-  step.place = null;
-  return { ...fence, flush, bodies, nextOutputIndex, place };
 }

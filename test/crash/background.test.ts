@@ -1,5 +1,5 @@
 import { afterEach, beforeEach, expect, test } from "vitest";
-import type { TurnHandle } from "../../src/turns.ts";
+import type { TurnHandle } from "../../src/turnHandle.ts";
 import { gate, text } from "../../src/simulator/server.ts";
 import type { SimulatedRequest } from "../../src/simulator/server.ts";
 import { readModelCalls } from "../../src/store/modelCalls.ts";

@@ -1,7 +1,7 @@
 import { accumulateResponse } from "openai/lib/responses/ResponseAccumulator";
 import type { Response } from "openai/resources/responses/responses";
 import { afterEach, beforeEach, expect, test } from "vitest";
-import type { TurnHandle } from "../../src/turns.ts";
+import type { TurnHandle } from "../../src/turnHandle.ts";
 import { gate, text } from "../../src/simulator/server.ts";
 import { admitTurn } from "../../src/store/admission.ts";
 import { listAgents } from "../../src/store/agents.ts";

@@ -5,7 +5,7 @@ import type { TemporalServer } from "../../src/dev/temporalServer.ts";
 import { gate, text } from "../../src/simulator/server.ts";
 import { createConversation } from "../../src/store/conversations.ts";
 import { newId } from "../../src/turn/ids.ts";
-import type { TurnHandle } from "../../src/turns.ts";
+import type { TurnHandle } from "../../src/turnHandle.ts";
 import { startCrashable } from "../setup/crashable.ts";
 import type { Crashable } from "../setup/crashable.ts";
 import { describeWith, sharedTemporal } from "../setup/servers.ts";

@@ -2,7 +2,7 @@ import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, expect, test } from "vitest";
-import type { TurnHandle } from "../../src/turns.ts";
+import type { TurnHandle } from "../../src/turnHandle.ts";
 import { anyFreePort } from "../../src/dev/ports.ts";
 import { startTemporalServer } from "../../src/dev/temporalServer.ts";
 import type { TemporalServer } from "../../src/dev/temporalServer.ts";

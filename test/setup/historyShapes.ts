@@ -5,7 +5,7 @@ import { createConversation } from "../../src/store/conversations.ts";
 import { defineTool } from "../../src/tools/defineTool.ts";
 import { defineAgent } from "../../src/turn/agent.ts";
 import { newId } from "../../src/turn/ids.ts";
-import type { TurnHandle } from "../../src/turns.ts";
+import type { TurnHandle } from "../../src/turnHandle.ts";
 import type { Deployment } from "./deployment.ts";
 import type { KeptRun } from "./histories.ts";
 import { ended } from "./turnStream.ts";

@@ -1,7 +1,7 @@
 import { accumulateResponse } from "openai/lib/responses/ResponseAccumulator";
 import type { Response } from "openai/resources/responses/responses";
 import { expect } from "vitest";
-import type { TurnHandle, TurnResult } from "../../src/turns.ts";
+import type { TurnHandle, TurnResult } from "../../src/turnHandle.ts";
 import type { NumberedEvent } from "../../src/turn/events.ts";
 
 export interface EndedTurn extends TurnResult {
