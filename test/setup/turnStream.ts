@@ -3,6 +3,7 @@ import type { Response } from "openai/resources/responses/responses";
 import { expect } from "vitest";
 import type { TurnHandle, TurnResult } from "../../src/turnHandle.ts";
 import type { NumberedEvent } from "../../src/turn/events.ts";
+import { itemsShownOtherwise } from "./shownText.ts";
 
 export interface EndedTurn extends TurnResult {
   events: NumberedEvent[];
@@ -14,8 +15,9 @@ type OutputItem = Record<string, unknown> & { id: string; type: string; status?:
 
 /**
  * Waits for the end of a turn and checks what holds of every stream [6]: numbers without gaps, one
- * response id, items at contiguous places with one id and type each, every item closed, one terminal
- * event, and a final output that is what the events make, abandoned items left out.
+ * response id, items at contiguous places with one id and type each, every item closed with the text that
+ * its deltas make, one terminal event, and a final output that is what the events make, abandoned items
+ * left out.
  */
 export async function ended(turn: TurnHandle): Promise<EndedTurn> {
   const events = await Array.fromAsync(turn.events());
@@ -26,6 +28,7 @@ export async function ended(turn: TurnHandle): Promise<EndedTurn> {
   expect(last.type).toBe(`response.${lastType}`);
   expect(last.response).toEqual(result.response);
   expectWholeItems(events);
+  expect(itemsShownOtherwise(events)).toEqual([]);
   const accumulated = accumulate(events.slice(0, -1));
   const output = accumulated.output as unknown as OutputItem[];
   const shown = result.response.output as OutputItem[];
