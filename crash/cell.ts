@@ -11,10 +11,11 @@ import type { Random } from "./random.ts";
 import { scriptModel } from "./model.ts";
 import type { ModelCall } from "./model.ts";
 import { readPlace } from "./record.ts";
+import { scenarios } from "./scenarios.ts";
 import type { Held, Moment } from "./tripwire.ts";
 import { Users } from "./users.ts";
 import type { CellTurn } from "./users.ts";
-import { checkOrder, judge } from "./verdict.ts";
+import { checkInterrupt, checkOrder, judge } from "./verdict.ts";
 import type { Problem } from "./verdict.ts";
 
 /** What came of one kill. */
@@ -167,12 +168,16 @@ async function examine(
     const detail = `the turn ${turnId} did not end: ${String(subscriber.lastError)}`;
     problems.push({ breach: "lost", detail });
   }
-  problems.push(...users.refusals.map((detail): Problem => ({ breach: "other", detail })));
+  const crashes = lane.processes.flatMap((process) => process.takeCrashes());
+  problems.push(
+    ...[...users.refusals, ...crashes].map((detail): Problem => ({ breach: "other", detail })),
+  );
   if (turns.length < users.turns.length) return;
   const left = await untilQuiet(lane, idsOf(users.turns), quietWithinMs);
   if (left.length > 0) problems.push({ breach: "left behind", detail: left.join(", ") });
   const places = await Promise.all(turns.map(({ id }) => readPlace(lane.database, id)));
   problems.push(...checkOrder(places));
+  if (cell.point.scenario.second === "interrupts") problems.push(...checkInterrupt(turns));
   for (const [at, turn] of turns.entries()) {
     const own = calls.filter((call) => call.turn === at + 1);
     problems.push(...(await examineTurn(lane, cell, users.turns[at] as CellTurn, turn, own)));
@@ -239,12 +244,17 @@ function victimOf(
 
 /**
  * A turn that was terminated by hand ends failed. Where the answer was whole by then, or could become
- * so before its worker heard of it, its ending wins.
+ * so before its worker heard of it, its ending wins. That everybody has left is noted by the gateway in the
+ * database; then nothing lets the turn go on for the seconds that its answer takes.
  */
 function statusesAfter(
   { point, way }: Cell,
   statuses: readonly Turn["status"][],
 ): readonly Turn["status"][] {
+  const mayMissLeaving = way.victim === "gateway" || way.victim === "PostgreSQL";
+  if (point.scenario === scenarios.left && !mayMissLeaving && statuses.includes("cancelled")) {
+    return ["cancelled"];
+  }
   if (way.victim !== "workflow") return statuses;
   return point.at === "model" || point.at === "tool" ? ["failed"] : ["failed", ...statuses];
 }

@@ -25,8 +25,8 @@ function isPossible(point: MatrixPoint, { victim }: Way): boolean {
   return victim !== "gateway" || point.scenario.deployment === "apart";
 }
 
-/** So many that each point has a killed worker with both policies, and the others of each way a dozen. */
-export const defaultKills = 480;
+/** So many that each point has its own process killed with both policies, and each way a dozen others. */
+export const defaultKills = 540;
 
 /** The whole matrix, in its own order. */
 export function allCells(policies: readonly Policy[]): Cell[] {
@@ -49,6 +49,12 @@ export function allCells(policies: readonly Policy[]): Cell[] {
 /** The way whose recovery has a bar. */
 export function isWorkerKill({ way }: Cell): boolean {
   return way.victim === "worker" && way.way === "kill -9";
+}
+
+/** A kill of whoever is at the point. */
+export function isOwnKill(cell: Cell): boolean {
+  if (cell.point.by !== "gateway") return isWorkerKill(cell);
+  return cell.way.victim === "gateway" && cell.way.way === "kill -9";
 }
 
 /**

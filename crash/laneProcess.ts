@@ -29,6 +29,9 @@ export class LaneProcess {
   /** Why it could not be started the last time. */
   #failure: unknown = null;
   #isClosing = false;
+  #isToEnd = false;
+  /** How it ended without having been told to, since the last look. */
+  #crashes: string[] = [];
   readonly #supervised: Promise<void>;
 
   constructor(options: LaneProcessOptions) {
@@ -60,7 +63,13 @@ export class LaneProcess {
   }
 
   signal(signal: NodeJS.Signals): void {
+    this.#isToEnd ||= signal === "SIGKILL" || signal === "SIGTERM";
     this.#running().signal(signal);
+  }
+
+  /** What it has died of by itself since the last call. */
+  takeCrashes(): string[] {
+    return this.#crashes.splice(0);
   }
 
   /** Waits for the end of the process that runs now. Returns its exit code. */
@@ -74,6 +83,7 @@ export class LaneProcess {
 
   async close(): Promise<void> {
     this.#isClosing = true;
+    this.#isToEnd = true;
     const current = await this.#started.promise;
     current.signal("SIGCONT");
     current.signal("SIGKILL");
@@ -96,7 +106,9 @@ export class LaneProcess {
       if (started !== null) {
         this.#current = started;
         this.#started.resolve(started);
-        await started.exited;
+        const code = await started.exited;
+        if (!this.#isToEnd) this.#crashes.push(`${this.name} ended by itself with ${code}`);
+        this.#isToEnd = false;
         this.#started = Promise.withResolvers();
       }
       if (!this.#isClosing) await delay(restartAfterMs);

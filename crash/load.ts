@@ -5,7 +5,15 @@ import { readTurnOfWorkflow } from "../src/store/turns.ts";
 import type { Lane } from "./lane.ts";
 import { pick } from "./random.ts";
 import type { Random } from "./random.ts";
-import { announcement, answerText, callFunctions, noteCall, say, stepOf } from "./model.ts";
+import {
+  announcement,
+  answerText,
+  callFunctions,
+  noteCall,
+  say,
+  stepOf,
+  toolNames,
+} from "./model.ts";
 import type { ModelCall } from "./model.ts";
 import { Subscriber } from "./subscriber.ts";
 import { judge } from "./verdict.ts";
@@ -133,6 +141,8 @@ export class Load {
       expected: {
         text: (kind === "tools" ? announcement : "") + answerText(),
         statuses: ["completed"],
+        calls: kind === "tools" ? toolNames : [],
+        openCalls: [],
       },
       // Faults of the provider end kept responses too, and anything may be struck.
       mostGivenUp: Infinity,
@@ -159,7 +169,7 @@ export class Load {
     const { firstDelayMs, faultShare } = this.#options;
     const answer =
       kind === "tools" && place.step === 1
-        ? callFunctions(["charge", "look_up"], { firstDelayMs })
+        ? callFunctions(toolNames, { firstDelayMs })
         : say(1, { firstDelayMs });
     if (this.#random() >= faultShare) return answer;
     const faults = [

@@ -7,6 +7,8 @@ import type { Scenario } from "./scenario.ts";
 
 /** What a model says before it calls tools. */
 export const announcement = "Let me charge that and look it up. ";
+/** The functions that it calls at once. */
+export const toolNames = ["charge", "look_up"];
 const deltasPerAnswer = 30;
 /** Between deltas: enough for several writes of events in one answer. */
 const deltaDelayMs = 15;
@@ -76,15 +78,22 @@ function callsAt(calls: readonly ModelCall[], { turn, step }: Place): ModelCall[
   return calls.filter((other) => other.turn === turn && other.step === step);
 }
 
-/** Notes a call, and whether it is bought again. */
+/**
+ * Notes a call, and whether it is bought again.
+ *
+ * @param replayed the same step of the turn that this one replays.
+ */
 export async function noteCall(
   { simulator, database }: Pick<Lane, "simulator" | "database">,
   calls: ModelCall[],
   place: Place,
   requestId: string,
+  replayed?: Place,
 ): Promise<void> {
   const call = { ...place, requestId, isBoughtAgain: false };
-  const earlier = callsAt(calls, place).map((other) => other.requestId);
+  const places = replayed === undefined ? [place] : [place, replayed];
+  const before = places.flatMap((each) => callsAt(calls, each));
+  const earlier = before.map((other) => other.requestId);
   calls.push(call);
   if (earlier.length > 0) {
     const bought = simulator.bill.filter((billed) => earlier.includes(billed.requestId));
@@ -118,7 +127,9 @@ export function scriptModel(
     always(async (request) => {
       const place = { turn: scenario.turnOf(request, asked()), step: stepOf(request) };
       const nth = callsAt(seen, place).length + 1;
-      await noteCall(lane, seen, place, request.requestId);
+      const isReplay = scenario.second === "replays" && place.turn > 1;
+      const replayed = isReplay ? { ...place, turn: place.turn - 1 } : undefined;
+      await noteCall(lane, seen, place, request.requestId, replayed);
       const process = String(request.headers["authorization"]).replace("Bearer ", "");
       const pausedAt = (at: number) => [
         gateAt("headers", "model call", process),

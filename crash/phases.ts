@@ -34,7 +34,8 @@ const quietWithinMs = 60_000;
 
 interface Work {
   load: Load;
-  say: (line: string) => void;
+  /** For what was wrong with how something was struck. */
+  complaints: string[];
 }
 
 /** Runs `work` under load, then waits for everything that was begun and holds it against the record. */
@@ -47,7 +48,8 @@ async function phase(
 ): Promise<PhaseResult> {
   say(`${name}: begins`);
   const memory = new Memory(lane.processes);
-  const kills = await work({ load, say });
+  const complaints: string[] = [];
+  const kills = await work({ load, complaints });
   const backAt = performance.now();
   say(`${name}: ${load.turns.length} turns, ${load.unfinished} to end`);
   await load.settle(settleWithinMs);
@@ -57,6 +59,8 @@ async function phase(
   memory.stop();
   const { problems, ...accounts } = await load.account();
   if (left.length > 0) problems.push({ breach: "left behind", detail: left.join(", ") });
+  const crashes = lane.processes.flatMap((process) => process.takeCrashes());
+  for (const detail of [...complaints, ...crashes]) problems.push({ breach: "other", detail });
   say(`${name}: ${problems.length} problems`);
   for (const { breach, detail } of problems.slice(0, maxSaid)) say(`  ${breach}: ${detail}`);
   return {
@@ -119,13 +123,14 @@ export function soak(
   const { perSecond, ms, killEveryMs, random, say } = options;
   const name = `soak of ${(ms / 60_000).toFixed(1)} min at ${perSecond}/s`;
   const load = new Load(lane, random, { faultShare: 0.1 });
-  return phase(lane, name, load, say, async () => {
+  return phase(lane, name, load, say, async ({ complaints }) => {
     const until = performance.now() + ms;
     const asked = load.run(perSecond, ms);
     let kills = 0;
     while (performance.now() + killEveryMs < until) {
       await delay(killEveryMs * (0.5 + random()));
-      await strikeAtRandom(lane, random, say);
+      const complaint = await strikeAtRandom(lane, random, say);
+      if (complaint !== null) complaints.push(complaint);
       kills += 1;
       await lane.ready();
       say(`${name}: ${load.turns.length} turns, ${load.unfinished} under way`);
@@ -147,7 +152,7 @@ async function strikeAtRandom(
   lane: Lane,
   random: Random,
   say: (line: string) => void,
-): Promise<void> {
+): Promise<string | null> {
   const way = pick(
     random,
     ways.filter(({ victim }) => victim !== "workflow"),
@@ -159,7 +164,7 @@ async function strikeAtRandom(
     role.filter((each) => !spared.includes(each)),
   );
   say(`  ${way.victim} ${way.way}`);
-  await way.strike({
+  return way.strike({
     lane,
     point: anywhere,
     held: { process: "", reachedAt: 0, release: () => {}, drop: () => {} },

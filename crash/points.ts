@@ -27,6 +27,8 @@ const later: Over = { nth: 2 };
 const inBackground: Over = { policies: ["background"] };
 const byWorker: Over = { by: "worker" };
 const byGateway: Over = { by: "gateway" };
+const notStartedByGateway: Over = { ...notStarted, ...byGateway };
+const secondByGateway: Over = { ...ofSecondTurn, ...byGateway };
 
 const write = (what: StatementMoment): Place => ["statement", what];
 const start: Place = ["call", "StartWorkflowExecution"];
@@ -67,13 +69,10 @@ const { answer, served, tools, fallback, gone, cancelled, left, queued, direct, 
 
 /** In the order of a turn: of a turn of one call. */
 const ofOneCall: readonly MatrixPoint[] = [
-  ...bothSides(answer, write("admission"), "the admission", notStarted),
-  point(answer, ...start, "before the start", notStarted),
-  point(answer, ...start, "after the start", { side: "after" }),
-  ...bothSides(answer, write("notification"), "the offer to a worker", {
-    ...notStarted,
-    ...byGateway,
-  }),
+  ...bothSides(answer, write("admission"), "the admission", notStartedByGateway),
+  point(answer, ...start, "before the start", notStartedByGateway),
+  point(answer, ...start, "after the start", { ...byGateway, side: "after" }),
+  ...bothSides(answer, write("notification"), "the offer to a worker", notStartedByGateway),
   point(answer, "call", workflowTask, "inside the first workflow task"),
   point(answer, "call", workflowTask, "after the first workflow task", { side: "after" }),
   ...bothSides(answer, write("claim of a model step"), "the claim of the model step"),
@@ -141,14 +140,19 @@ const inTemporal = scenarios["cancelled in Temporal"];
 
 /** What ends a turn early, or takes it from its users. */
 const ofCancels: readonly MatrixPoint[] = [
-  ...bothSides(cancelled, write("cancel"), "the cancel"),
+  ...bothSides(cancelled, write("cancel"), "the cancel", byGateway),
   ...bothSides(cancelled, write("notification"), "the worker hears of the cancel", {
     ...byGateway,
     ...later,
   }),
   ...bothSides(cancelled, write("call given up"), "the cancelled call is given up"),
   ...bothSides(cancelled, write("ending of the turn"), "the ending of a cancelled turn"),
-  ...bothSides(cancelled, ["call", "RequestCancelWorkflowExecution"], "Temporal's cancel"),
+  ...bothSides(
+    cancelled,
+    ["call", "RequestCancelWorkflowExecution"],
+    "Temporal's cancel",
+    byGateway,
+  ),
   ...bothSides(
     scenarios["cancelled late"],
     write("cost of a cancelled response"),
@@ -157,13 +161,13 @@ const ofCancels: readonly MatrixPoint[] = [
   ),
   ...bothSides(inTemporal, write("cancel"), "the cancel of a workflow"),
   ...bothSides(inTemporal, write("ending of the turn"), "the ending of a cancelled workflow"),
-  ...bothSides(left, write("time to cancel"), "everybody has left"),
+  ...bothSides(left, write("time to cancel"), "everybody has left", byGateway),
   ...bothSides(left, write("ending of the turn"), "the ending of a turn that all have left"),
   ...bothSides(
     scenarios.interrupted,
     write("admission"),
     "the admission that interrupts",
-    ofSecondTurn,
+    secondByGateway,
   ),
 ];
 
@@ -171,7 +175,7 @@ const directlyQueued = scenarios["direct, queued"];
 
 /** What a second turn adds. */
 const ofSecondTurns: readonly MatrixPoint[] = [
-  ...bothSides(queued, write("admission"), "the admission to the queue", ofSecondTurn),
+  ...bothSides(queued, write("admission"), "the admission to the queue", secondByGateway),
   ...bothSides(queued, write("ending of the turn"), "the ending that grants"),
   ...bothSides(queued, start, "the start of a granted turn", { ...ofSecondTurn, ...byWorker }),
   ...bothSides(queued, write("claim of a model step"), "the claim of a granted turn", ofSecondTurn),
@@ -179,8 +183,13 @@ const ofSecondTurns: readonly MatrixPoint[] = [
   ...bothSides(client, activityEnd, "Temporal knows of the ending with a call", {
     nth: 3,
   }),
-  ...bothSides(client, write("admission"), "the admission of an output", ofSecondTurn),
-  ...bothSides(scenarios.replayed, write("admission"), "the admission of a replay", ofSecondTurn),
+  ...bothSides(client, write("admission"), "the admission of an output", secondByGateway),
+  ...bothSides(
+    scenarios.replayed,
+    write("admission"),
+    "the admission of a replay",
+    secondByGateway,
+  ),
   ...bothSides(
     scenarios.replayed,
     write("claim of a finished step"),

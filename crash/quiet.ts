@@ -40,8 +40,14 @@ export async function describeWorkflow(
   lane: Lane,
   turnId: string,
 ): Promise<WorkflowExecutionDescription | null> {
+  const describe = () => lane.temporal.workflow.getHandle(turnId).describe();
+  const isKnown = (error: unknown) => !(error instanceof WorkflowNotFoundError);
   try {
-    return await lane.temporal.workflow.getHandle(turnId).describe();
+    // A call on its way while something was struck fails once.
+    return await describe().catch((error: unknown) => {
+      if (isKnown(error)) return describe();
+      throw error;
+    });
   } catch (error) {
     if (error instanceof WorkflowNotFoundError) return null;
     throw error;

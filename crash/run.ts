@@ -9,7 +9,7 @@ import { Command, InvalidArgumentError, Option } from "commander";
 import { installTemporal } from "../setup/temporal.mjs";
 import { endWithChildren } from "./endWithChildren.ts";
 import { writeWorkflowBundle } from "../test/setup/workflowBundle.ts";
-import { allCells, defaultKills, drawCells, isWorkerKill } from "./cells.ts";
+import { allCells, defaultKills, drawCells, isOwnKill } from "./cells.ts";
 import type { Cell, Policy } from "./cells.ts";
 import type { CellResult } from "./cell.ts";
 import { laneEnvironment } from "./lane.ts";
@@ -55,7 +55,7 @@ function chosenCells(): Cell[] {
     options.only.some((text) => name.includes(text)),
   );
   const count = options.kills === 0 ? cells.length : options.kills;
-  return drawCells(cells, count, options.seed, isWorkerKill);
+  return drawCells(cells, count, options.seed, isOwnKill);
 }
 
 function say(line: string): void {

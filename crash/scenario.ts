@@ -29,6 +29,8 @@ export interface Scenario {
   givenUp: number;
   /** Asks for the turns, and resolves when their users have seen their ends. */
   run(users: Users): Promise<unknown>;
+  /** What its second turn does with the first one: takes over its finished steps, or cancels it. */
+  second: "replays" | "interrupts" | null;
   /** The number of the turn that calls the model, when so many have been asked for. */
   turnOf(request: SimulatedRequest, asked: number): number;
   answer(call: CallToAnswer): Step;

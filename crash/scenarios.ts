@@ -1,7 +1,7 @@
 import { fault } from "../src/simulator/server.ts";
 import type { SimulatedRequest } from "../src/simulator/server.ts";
 import { disconnectGraceMs } from "../src/turn/limits.ts";
-import { announcement, answerText, callFunctions, say } from "./model.ts";
+import { announcement, answerText, callFunctions, say, toolNames } from "./model.ts";
 import type { CallToAnswer, Scenario } from "./scenario.ts";
 import type { CellTurn, Expected, Users } from "./users.ts";
 
@@ -46,6 +46,7 @@ const plain: Scenario = {
   isAlone: true,
   givenUp: 0,
   run: (users) => users.ask().ended,
+  second: null,
   turnOf: turnOfInput,
   answer,
 };
@@ -104,8 +105,8 @@ export const scenarios = {
   /** A model call, two tools at a time, and a second call that answers. */
   tools: {
     ...plain,
-    run: (users) => users.ask({}, { text: announcement + answerText() }).ended,
-    answer: (call) => (call.step === 1 ? callTools(["charge", "look_up"], call) : answer(call)),
+    run: (users) => users.ask({}, { text: announcement + answerText(), calls: toolNames }).ended,
+    answer: (call) => (call.step === 1 ? callTools(toolNames, call) : answer(call)),
   },
   /** A call fails in the middle, the next one for another reason, and another model answers. */
   fallback: {
@@ -158,11 +159,14 @@ export const scenarios = {
   queued: interfered((users, _, conversation) =>
     users.ask({ conversation }, {}, { "x-turnkeeper-when-busy": "queue" }),
   ),
-  interrupted: interfered(
-    (users, _, conversation) =>
-      users.ask({ conversation }, {}, { "x-turnkeeper-when-busy": "interrupt" }),
-    cut,
-  ),
+  interrupted: {
+    ...interfered(
+      (users, _, conversation) =>
+        users.ask({ conversation }, {}, { "x-turnkeeper-when-busy": "interrupt" }),
+      cut,
+    ),
+    second: "interrupts",
+  },
   /** Started in Temporal, by whoever can. */
   direct: { ...plain, run: (users) => users.askDirectly().ended },
   "direct, queued": interfered((users, _, conversation) => users.askDirectly({ conversation })),
@@ -174,7 +178,9 @@ export const scenarios = {
       const parameters = { type: "object", properties: {} };
       const tool = { type: "function", name: askClient, parameters, strict: false } as const;
       const conversation = await users.openConversation();
-      const first = users.ask({ conversation, tools: [tool] }, { text: announcement });
+      const calls = ["charge", askClient];
+      const expected = { text: announcement, calls, openCalls: [askClient] };
+      const first = users.ask({ conversation, tools: [tool] }, expected);
       await first.ended;
       const call = first.subscriber.output().find((item) => item.type === "function_call");
       const output = { type: "function_call_output", output: "done by ask_client" } as const;
@@ -187,15 +193,16 @@ export const scenarios = {
   replayed: {
     ...plain,
     isAlone: false,
+    second: "replays",
     async run(users) {
       const failed = users.ask({}, { text: "", statuses: ["failed"] });
       await failed.ended;
       const text = announcement + answerText(2);
-      await users.replay(failed, { text, statuses: ["completed"] }).ended;
+      await users.replay(failed, { text, calls: toolNames }).ended;
     },
     turnOf: latestTurn,
     answer(call) {
-      if (call.step === 1) return callTools(["charge", "look_up"], call);
+      if (call.step === 1) return callTools(toolNames, call);
       return call.turn === 1 ? fault.quota() : answer(call);
     },
   },

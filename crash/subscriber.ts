@@ -7,6 +7,8 @@ import type {
 import { isTerminalEvent } from "../src/turn/events.ts";
 import type { NumberedEvent } from "../src/turn/events.ts";
 
+/** The HTTP status of a gateway whose servers are away; every other one is an answer. */
+export const comeAgain = 503;
 const reconnectAfterMs = 100;
 /** A stream without any event for this long is given up for another gateway. */
 const defaultSilenceMs = 4_000;
@@ -83,8 +85,10 @@ export class Subscriber {
         if (last !== null) return last;
       } catch (error) {
         this.lastError = error;
-        const isRefusal = error instanceof APIError && Number(error.status) < 500;
-        if (isRefusal) this.refusals.push(`${error.status} ${error.message}`);
+        // Without a status nothing has answered.
+        if (error instanceof APIError && ![undefined, comeAgain].includes(error.status)) {
+          this.refusals.push(`${error.status} ${error.message}`);
+        }
       }
       await delay(reconnectAfterMs);
     }

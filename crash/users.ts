@@ -10,7 +10,7 @@ import type { Turn } from "../src/turn/turn.ts";
 import type { Lane } from "./lane.ts";
 import { laneTaskQueue } from "./lane.ts";
 import { answerText } from "./model.ts";
-import { Subscriber } from "./subscriber.ts";
+import { comeAgain, Subscriber } from "./subscriber.ts";
 import type { Asked } from "./subscriber.ts";
 
 /** What has to become of a turn. */
@@ -18,6 +18,10 @@ export interface Expected {
   /** What it has to say in the end, of all its messages; of a cancelled turn a beginning of it. */
   text: string;
   statuses: readonly Turn["status"][];
+  /** The functions that it has called by then, in order. */
+  calls: readonly string[];
+  /** Those of them that the next turn has to answer. */
+  openCalls: readonly string[];
 }
 
 /** One turn of a cell. */
@@ -88,7 +92,7 @@ export class Users {
   }
 
   /** Asks over HTTP for a replay of a turn. */
-  replay({ subscriber }: CellTurn, expected: Expected): CellTurn {
+  replay({ subscriber }: CellTurn, expected: Partial<Expected>): CellTurn {
     const path = `/turnkeeper/v1/turns/${subscriber.turnId}/replay`;
     return this.#follow(null, expected, {}, async () => {
       const { id } = (await this.#post(path)) as { id: string };
@@ -159,7 +163,12 @@ export class Users {
     const ended = follow();
     ended.then(shown.resolve, shown.reject);
     shown.promise.catch(() => {});
-    const whole = { text: answerText(number), statuses: ["completed"] as const };
+    const whole = {
+      text: answerText(number),
+      statuses: ["completed"] as const,
+      calls: [],
+      openCalls: [],
+    };
     const turn = {
       subscriber,
       expected: { ...whole, ...expected },
@@ -199,7 +208,7 @@ export class Users {
       const url = `${urls[sent++ % urls.length]}${path}`;
       const signal = AbortSignal.any([this.#signal, AbortSignal.timeout(answerWithinMs)]);
       const response = await fetch(url, { method: "POST", headers, signal });
-      if (response.status >= 500) return false;
+      if (response.status === comeAgain) return false;
       answer = await response.json();
       if (!response.ok) this.refusals.push(`${path}: ${JSON.stringify(answer)}`);
       return true;

@@ -11,6 +11,7 @@ import type { NumberedEvent } from "../src/turn/events.ts";
 import { outputText } from "../src/turn/items.ts";
 import type { Item } from "../src/turn/items.ts";
 import type { Turn } from "../src/turn/turn.ts";
+import { itemsShownOtherwise } from "../test/setup/shownText.ts";
 import type { ModelCall } from "./model.ts";
 import { readOwnItems } from "./record.ts";
 import type { TurnPlace } from "./record.ts";
@@ -64,6 +65,8 @@ export async function judge(evidence: Evidence): Promise<Problem[]> {
   ]);
   return [
     ...checkAnswer(evidence, items),
+    ...checkCalls(evidence, items),
+    ...checkShown(evidence),
     ...checkStream(evidence.seen, events as NumberedEvent[]),
     ...checkTools(evidence, history),
     ...checkPayments(evidence),
@@ -100,6 +103,44 @@ export function checkAnswer(
   return isDeepStrictEqual(asked, turn.request.input) ? [] : problem("the input is not kept");
 }
 
+/** The calls of a whole turn are in its conversation, in order, and each that a tool has answered with it. */
+export function checkCalls(
+  { turn, expected }: Pick<Evidence, "turn" | "expected">,
+  items: readonly Item[],
+): Problem[] {
+  if (turn.status !== "completed") return [];
+  const calls = items.filter((item) => item.type === "function_call");
+  const names = calls.map((item) => String(item["name"]));
+  const answered = new Set(
+    items.filter((item) => item.type === "function_call_output").map((item) => item["call_id"]),
+  );
+  const open = calls.filter((item) => !answered.has(item["call_id"])).map((item) => item["name"]);
+  const isRight =
+    isDeepStrictEqual(names, expected.calls) && isDeepStrictEqual(open, expected.openCalls);
+  const detail = `the conversation has the calls ${names.join(", ")}, of which are open: ${open.join(", ")}`;
+  return isRight ? [] : [{ breach: "different", detail }];
+}
+
+/**
+ * A cancelled turn keeps what its only call has shown. Of more than one call some may have been given up
+ * before the cancel.
+ */
+export function checkShown({
+  turn,
+  calls,
+  seen,
+}: Pick<Evidence, "turn" | "calls" | "seen">): Problem[] {
+  if (turn.status !== "cancelled" || calls.length !== 1) return [];
+  const shown = seen
+    .filter((event) => event.type === "response.output_text.delta")
+    .map((event) => event["delta"])
+    .join("");
+  const said = outputText((turn.output ?? []) as Item[]);
+  if (shown === said) return [];
+  const detail = `${JSON.stringify(shown)} was shown, ${JSON.stringify(said)} is kept`;
+  return [{ breach: "different", detail }];
+}
+
 /**
  * Turns of one conversation stand in its log in the order in which they were asked for, one behind the
  * other, and nothing else does.
@@ -121,6 +162,13 @@ export function checkOrder(places: readonly TurnPlace[]): Problem[] {
   return problems;
 }
 
+/** A turn that another one interrupts while it runs is cancelled with that one's admission. */
+export function checkInterrupt([first, second]: readonly Turn[]): Problem[] {
+  if (first === undefined || second === undefined || first.endedAt === null) return [];
+  if (first.cancelRequestedAt !== null || first.endedAt <= second.createdAt) return [];
+  return [{ breach: "different", detail: "a turn was interrupted and no cancel is on record" }];
+}
+
 /** Every event of the record has been seen once, in order, and they make the answer. */
 export function checkStream(
   seen: readonly NumberedEvent[],
@@ -134,6 +182,9 @@ export function checkStream(
   if (other !== -1 || seen.length !== recorded.length) {
     return problem(`${seen.length} events were seen, ${recorded.length} are on record`);
   }
+  const otherwise = itemsShownOtherwise(seen);
+  if (otherwise.length > 0)
+    return problem(`the deltas of ${otherwise.join(", ")} are not its text`);
   let made: Response | undefined;
   try {
     for (const event of seen.slice(0, -1)) made = accumulateResponse(event as never, made);
@@ -217,8 +268,8 @@ export function checkPayments({
 }
 
 /**
- * Every call on the bill has its row, used once for each answer; what is said to be exact equals the
- * bill. Rows of calls that never left, or of which nobody heard the id, are wasted and not exact.
+ * Every call on the bill has one row, used once for each answer; what is said to be exact equals the
+ * bill, and there is no other row that names a call. Rows of calls that never left, or of which nobody heard the id, are wasted and not exact.
  */
 export function checkLedger(
   bill: readonly BilledCall[],
@@ -227,12 +278,15 @@ export function checkLedger(
   const problem = (detail: string): Problem => ({ breach: "ledger", detail });
   const problems: Problem[] = [];
   const unnamed = ledger.filter((row) => row.responseId === null && row.requestId === null);
+  const named = new Set(ledger.filter((row) => !unnamed.includes(row)));
   let nameless = 0;
   for (const billed of bill) {
-    const row = ledger.find(
+    const [row, ...others] = [...named].filter(
       ({ responseId, requestId }) =>
         requestId === billed.requestId || (responseId !== null && responseId === billed.responseId),
     );
+    for (const own of [row, ...others]) if (own !== undefined) named.delete(own);
+    if (others.length > 0) problems.push(problem(`call ${billed.requestId} has two rows`));
     if (row === undefined) nameless += 1;
     else if (row.certainty === "exact") {
       const { inputTokens, cachedTokens, outputTokens, reasoningTokens } = billed;
@@ -242,6 +296,7 @@ export function checkLedger(
       }
     }
   }
+  for (const { responseId } of named) problems.push(problem(`nobody has billed ${responseId}`));
   if (nameless > unnamed.length) {
     problems.push(problem(`${nameless - unnamed.length} billed calls have no row`));
   }

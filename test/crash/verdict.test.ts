@@ -1,15 +1,19 @@
 import { describe, expect, test } from "vitest";
 import {
   checkAnswer,
+  checkCalls,
+  checkInterrupt,
   checkLedger,
   checkOrder,
   checkPayments,
+  checkShown,
   checkStream,
   checkTools,
 } from "../../crash/verdict.ts";
 import type { Evidence, Problem } from "../../crash/verdict.ts";
 
 const cancelWithinMs = 2_000;
+const uncalled = { calls: [], openCalls: [] };
 
 type Bill = Evidence["bill"];
 type Ledger = Parameters<typeof checkLedger>[1];
@@ -29,6 +33,20 @@ const message = (status: string) => ({
 const bodies = [
   { type: "response.created", response: { id: "resp_1", output: [] } },
   { type: "response.output_item.added", output_index: 0, item: message("in_progress") },
+  {
+    type: "response.output_text.delta",
+    item_id: "msg_1",
+    output_index: 0,
+    content_index: 0,
+    delta: "H",
+  },
+  {
+    type: "response.output_text.delta",
+    item_id: "msg_1",
+    output_index: 0,
+    content_index: 0,
+    delta: "i",
+  },
   { type: "response.output_item.done", output_index: 0, item: message("completed") },
   {
     type: "response.completed",
@@ -90,7 +108,7 @@ describe("the judge of the crash matrix", () => {
   });
 
   test("finds a turn that went on though its cancel was on record", () => {
-    const expected = { text: "Hi", statuses: ["cancelled", "completed"] } as const;
+    const expected = { ...uncalled, text: "Hi", statuses: ["cancelled", "completed"] } as const;
     const content = [{ type: "output_text", text: "Hi" }];
     const output = [{ ...message("completed"), content }];
     const endedAfter = (passedMs: number) => {
@@ -103,7 +121,7 @@ describe("the judge of the crash matrix", () => {
   });
 
   test("lets a cancelled turn have a beginning of the answer, and no other text", () => {
-    const expected = { text: "Hi there", statuses: ["cancelled"] } as const;
+    const expected = { ...uncalled, text: "Hi there", statuses: ["cancelled"] } as const;
     const of = (text: string, kept = text) => {
       const content = [{ type: "output_text", text }];
       const output = [{ ...message("incomplete"), content }];
@@ -140,6 +158,48 @@ describe("the judge of the crash matrix", () => {
     expect(breaches(checkStream(distort(events), [...events]))).toEqual(["missing or doubled"]);
   });
 
+  test.each([
+    ["missing", ["i"]],
+    ["doubled", ["H", "i", "i"]],
+    ["in another order", ["i", "H"]],
+  ])("finds tokens that are %s on record and in what was seen alike", (_, deltas) => {
+    const [created, added, delta] = bodies;
+    const told = deltas.map((text) => ({ ...delta, delta: text }));
+    const distorted = [created, added, ...told, ...bodies.slice(4)].map((body, at) => ({
+      ...body,
+      sequence_number: at,
+    })) as unknown as Seen;
+    expect(breaches(checkStream(distorted, [...distorted]))).toEqual(["missing or doubled"]);
+  });
+
+  test("finds text that was shown and that a cancelled turn has lost", () => {
+    const cancelledTurn = (output: unknown[]) => ({ status: "cancelled", output }) as never;
+    const calls = [{ turn: 1, step: 1, requestId: "req_1", isBoughtAgain: false }];
+    const kept = { turn: cancelledTurn([message("incomplete")]), calls, seen: events };
+    expect(checkShown(kept)).toEqual([]);
+    expect(breaches(checkShown({ ...kept, turn: cancelledTurn([]) }))).toEqual(["different"]);
+  });
+
+  test("finds calls that the conversation has lost, and calls without their output", () => {
+    const turn = { status: "completed" } as never;
+    const expected = { text: "", statuses: [], calls: ["charge"], openCalls: [] };
+    const [asked, answered] = call("charge", "done by charge");
+    const of = (...items: History) => breaches(checkCalls({ turn, expected }, items));
+    expect(of(...call("charge", "done by charge"))).toEqual([]);
+    expect(of()).toEqual(["different"]);
+    expect(of(asked as never)).toEqual(["different"]);
+    expect(of(answered as never)).toEqual(["different"]);
+  });
+
+  test("finds an interrupt that has cancelled nothing", () => {
+    const turn = (endedAt: number, cancelRequestedAt: Date | null) =>
+      ({ endedAt: new Date(endedAt), cancelRequestedAt }) as never;
+    const second = { createdAt: new Date(100) } as never;
+    expect(checkInterrupt([turn(200, new Date(100)), second])).toEqual([]);
+    expect(checkInterrupt([turn(100, null), second])).toEqual([]);
+    expect(breaches(checkInterrupt([turn(200, null), second]))).toEqual(["different"]);
+  });
+
   test("finds an effect that happened twice, under one key or two", () => {
     const history = call("charge", "done by charge");
     const twice = { effects: new Map([["charge key", 2]]), mayBeUnknown: true };
@@ -167,7 +227,7 @@ describe("the judge of the crash matrix", () => {
     const bought = { calls: again, mostGivenUp: Infinity, turn, seen: events };
     expect(breaches(checkPayments(bought))).toEqual(["paid twice"]);
     const item = message("incomplete");
-    const closed = [{ ...events[2], item }] as unknown as Seen;
+    const closed = [{ ...events[4], item }] as unknown as Seen;
     const kept = { calls: [], mostGivenUp: 0, turn, seen: closed };
     expect(breaches(checkPayments(kept))).toEqual(["paid twice"]);
     expect(checkPayments({ ...kept, mostGivenUp: 1 })).toEqual([]);
@@ -179,6 +239,11 @@ describe("the judge of the crash matrix", () => {
     ["an open row", ledgerOf({ ...row, outcome: "open" })],
     ["a used row that is not exact", ledgerOf({ ...row, certainty: "estimated" })],
     ["two used calls of a step", ledgerOf(row, { ...row, requestId: "req_2" })],
+    ["two rows of one call", ledgerOf(row, { ...row, step: 2, outcome: "wasted" })],
+    [
+      "a row that nobody has billed",
+      ledgerOf(row, { ...row, step: 2, requestId: "req_2", responseId: "resp_2" }),
+    ],
   ])("finds %s in the ledger", (_, ledger) => {
     expect(new Set(breaches(checkLedger(bill, ledger)))).toEqual(new Set(["ledger"]));
   });
