@@ -1,8 +1,12 @@
 import type { Database } from "./store/database.ts";
+import { repeatEvery } from "./store/repeat.ts";
 import { listWorkersWithRoom, offerChannel } from "./store/workers.ts";
 import type { HeadStart } from "./clientParts.ts";
 
 const refreshMs = 1_000;
+
+/** While Temporal is away each turn is held here until it can be told of; above this the janitor tells. */
+const maxTelling = 250;
 
 /**
  * Head starts for a process that is no worker: each new turn is offered to one of the workers that
@@ -12,29 +16,31 @@ const refreshMs = 1_000;
 export class Offers {
   readonly #database: Database;
   readonly #taskQueue: string;
-  readonly #timer: NodeJS.Timeout;
+  readonly #stop: () => void;
   /** Resolves when the workers are known. */
   readonly ready: Promise<void>;
+  #telling = 0;
   #workers: string[] = [];
   #next = 0;
 
   constructor(database: Database, taskQueue: string) {
     this.#database = database;
     this.#taskQueue = taskQueue;
-    this.#timer = setInterval(() => void this.#refresh(), refreshMs);
+    this.#stop = repeatEvery(refreshMs, () => this.#refresh());
     this.ready = this.#refresh();
   }
 
   readonly headStart: HeadStart = (turn, tell) => {
     const worker = this.#workers[this.#next++ % Math.max(1, this.#workers.length)];
-    if (worker === undefined) return false;
-    void tell();
+    if (worker === undefined || this.#telling >= maxTelling) return false;
+    this.#telling += 1;
+    void tell().finally(() => (this.#telling -= 1));
     this.#database.notify(offerChannel(worker), turn.id).catch(() => {});
     return true;
   };
 
   close(): void {
-    clearInterval(this.#timer);
+    this.#stop();
   }
 
   async #refresh(): Promise<void> {

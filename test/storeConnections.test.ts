@@ -165,6 +165,23 @@ describeWith(["postgres"], "a database that is out of reach is StoreUnavailable"
     expect(await isOnRecord("frozen")).toBe(false);
   });
 
+  test("when it swallows what a listener is to hear, the listener comes back", async () => {
+    const proxy = await startProxy(`127.0.0.1:${server.port}`);
+    const url = `postgres://postgres@${proxy.address}/postgres`;
+    const database = open({ url, listenPingMs: 100, connectTimeoutMs: 500 });
+    const heard: string[] = [];
+    const subscription = await database.listen("turnkeeper_events", (text) => heard.push(text));
+    proxy.freeze();
+    // What was open stays silent for ever; only what is opened from now on gets through.
+    await expect.poll(() => proxy.connections()).toBe(0);
+    proxy.thaw();
+    await expect.poll(() => heard).toContain("");
+    await admin.query("NOTIFY turnkeeper_events, 'again'");
+    await expect.poll(() => heard).toContain("again");
+    await subscription.close();
+    await proxy.close();
+  });
+
   test("and what the database refuses is not: its own error comes through", async () => {
     const database = open();
     const failing = database.query("SELECT 1 / $1::int", [0]);

@@ -252,6 +252,23 @@ describeOnBoth("[3] a head start", (open) => {
     expect(await marksOf(database, turn)).toEqual(["a"]);
   });
 
+  test("whose sign of life was held up, and comes with whoever takes it over, is left alone", async () => {
+    const { database } = open;
+    const { turn, by } = await begun(database);
+    await database.query(
+      "UPDATE steps SET seen_at = now() - interval '1 hour' WHERE turn_id = $1",
+      [turn.id],
+    );
+    const late = async () => {
+      await markHeadStartsAlive(database, [turn.id]);
+      return "run-1";
+    };
+    const taking = await claim(database, fence(turn), { currentRun: late });
+    expect(taking).toEqual({ outcome: "head_started" });
+    expect(await runOf(database, turn)).toBe(by.runId);
+    expect(await flush(database, by, 1, ["a"])).toBe("stored");
+  });
+
   test("that gave up is taken over at once; one that was adopted writes to its end", async () => {
     const { database } = open;
     const given = await begun(database);

@@ -1,3 +1,4 @@
+import { Client } from "pg";
 import { pino } from "pino";
 import { expect, test, vi } from "vitest";
 import { createEngine } from "../src/engine.ts";
@@ -74,6 +75,29 @@ describeOnBoth("partitions of the event log", (open) => {
     await makePartitions(database, 1);
     expect(await partitionsOf(database)).toHaveLength(2);
     expect(await recordedEvents(database, late)).toHaveLength(5);
+  });
+});
+
+describeWith(["postgres"], "a reader of the whole event log, such as a backup", () => {
+  test("does not have everybody wait behind the making and dropping of partitions", async () => {
+    const { url } = await createTestDatabase();
+    const database = openPostgres({ url });
+    await makePartitions(database, 0);
+    const turn = await admit(database);
+    const before = await partitionsOf(database);
+    const reader = new Client({ connectionString: url });
+    await reader.connect();
+    await reader.query("BEGIN");
+    await reader.query("SELECT FROM turn_events");
+    const upkeep = Promise.all([makePartitions(database, 3), dropOldPartitions(database, dropAll)]);
+    await answer(database, turn);
+    await upkeep;
+    expect(await partitionsOf(database)).toEqual(before);
+    await reader.query("COMMIT");
+    await makePartitions(database, 3);
+    expect((await partitionsOf(database)).length).toBeGreaterThan(before.length);
+    await reader.end();
+    await database.close();
   });
 });
 

@@ -1,4 +1,4 @@
-import { afterAll, afterEach, beforeAll, expect, test } from "vitest";
+import { afterAll, afterEach, beforeAll, expect, test, vi } from "vitest";
 import type { TurnHandle } from "../src/turnHandle.ts";
 import { calls, fault, gate, join, reasoning, text } from "../src/simulator/server.ts";
 import type { AnswerStep } from "../src/simulator/script.ts";
@@ -253,6 +253,18 @@ describeWith(["postgres", "temporal"], "a turn whose responses the provider keep
     expect(end).toMatchObject({ status: "completed", text: "Anew." });
     const ledger = await readModelCalls(deployment.database, "default", turn.id);
     expect(ledger.map((call) => call.failureClass)).toEqual(["response_cancelled", null]);
+  });
+
+  test("a response that has ended as nothing is not asked for again and again", async () => {
+    const strike = breaking(2, text("", { deltas }));
+    const turn = await start();
+    const retrieve = vi.spyOn(deployment.endpoint, "retrieve");
+    retrieve.mockImplementationOnce(async (id) => ({ id, status: "failed", output: null }));
+    deployment.simulator.script(text("Anew."));
+    await strike(turn);
+    expect(await ended(turn)).toMatchObject({ status: "completed", text: "Anew." });
+    const ledger = await readModelCalls(deployment.database, "default", turn.id);
+    expect(ledger.map((call) => call.outcome)).toEqual(["wasted", "used"]);
   });
 
   test("a call in the place of a lost response waits for its model's rate limit", async () => {

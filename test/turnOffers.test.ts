@@ -5,6 +5,7 @@ import { calls, text } from "../src/simulator/server.ts";
 import { markWorker } from "../src/store/workers.ts";
 import { defineTool } from "../src/tools/defineTool.ts";
 import { defineAgent } from "../src/turn/agent.ts";
+import type { Turn } from "../src/turn/turn.ts";
 import { createEngine } from "../src/engine.ts";
 import { deploy } from "./setup/deployment.ts";
 import type { Deployment } from "./setup/deployment.ts";
@@ -76,6 +77,21 @@ describeWith(["postgres", "temporal"], "a turn that a gateway offers to a worker
         )
         .toEqual({ status: "completed" });
     });
+  });
+
+  test("is left to the janitor where hundreds wait for Temporal to be told of them", async () => {
+    await markWorker(deployment.database, { id: "idle", taskQueue: "away", hasRoom: true });
+    const offers = new Offers(deployment.database, "away");
+    await offers.ready;
+    const turn = { id: "resp_1" } as Turn;
+    const told: (() => void)[] = [];
+    const tell = () => new Promise<void>((resolve) => void told.push(resolve));
+    while (offers.headStart(turn, tell)) expect(told.length).toBeLessThan(1_000);
+    const held = told.length;
+    told.pop()?.();
+    await expect.poll(() => offers.headStart(turn, tell)).toBe(true);
+    expect(told).toHaveLength(held);
+    offers.close();
   });
 
   test("is run by its workflow where the offer is lost", async () => {

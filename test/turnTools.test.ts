@@ -349,6 +349,41 @@ describeWith(["postgres", "temporal"], "a turn with tools", () => {
     expectPrefixesAndPairs();
   });
 
+  test.each([
+    ["required", "auto"],
+    [{ type: "function", name: "add" }, "auto"],
+    [
+      { type: "allowed_tools", mode: "required", tools: [{ type: "function", name: "add" }] },
+      { type: "allowed_tools", mode: "auto", tools: [{ type: "function", name: "add" }] },
+    ],
+    ["none", "none"],
+  ])("forces a call, as %j does, once and not for ever", async (tool_choice, later) => {
+    const { simulator } = deployment;
+    const add = calls([{ name: "add", arguments: { a: 2, b: 3 } }]);
+    simulator.script(add, text("Five."));
+    expect(await ended(await start("Add", { tool_choice }))).toMatchObject({ text: "Five." });
+    expect(simulator.requests.map(({ body }) => body.tool_choice)).toEqual([tool_choice, later]);
+  });
+
+  test("is cancelled where that was asked for while its tool ran, though the client has a call to answer", async () => {
+    const { simulator, database } = deployment;
+    const both = [
+      { name: "meet", arguments: {} },
+      { name: "ask_user", arguments: {}, callId: "call_1" },
+    ];
+    // The other one never comes.
+    meeting = { expected: 2, arrived: 0, all: Promise.withResolvers() };
+    simulator.script(calls(both), text("Free."));
+    const turn = await start("Ask", { tools: [clientTool] });
+    await expect.poll(() => meeting.arrived).toBe(1);
+    // As everybody's leaving does: nobody tells the workflow.
+    await database.query("UPDATE turns SET cancel_requested_at = now() WHERE id = $1", [turn.id]);
+    expect((await ended(turn)).status).toBe("cancelled");
+    meeting.all.resolve();
+    const next = await start("Go on", { conversation: turn.conversationId });
+    expect(await ended(next)).toMatchObject({ status: "completed", text: "Free." });
+  });
+
   test("waits for the client too where the client's call is of another type", async () => {
     const { simulator } = deployment;
     const item = { id: "ctc_1", type: "custom_tool_call", call_id: "call_custom", name: "grep" };

@@ -37,10 +37,12 @@ export function createEndTurn(parts: Parts) {
       const ended = await askOwner(parts, turn);
       if (ended !== null) return ended;
     }
+    // Asked for while the tools ran, whose steps were stopped for it.
+    const isCancelled = input.reason === "calls_for_client" && turn.cancelRequestedAt !== null;
     const { next: _, ...end } = await finishTurn(
       parts,
       turn,
-      endingFor(input.reason),
+      endingFor(isCancelled ? "cancelled" : input.reason),
       { ifRunId: turn.runId },
       Context.current().cancellationSignal,
     );

@@ -9,6 +9,7 @@ import {
 } from "../store/headStarts.ts";
 import { claimStep } from "../store/claims.ts";
 import type { Fence } from "../store/fence.ts";
+import { repeatEvery } from "../store/repeat.ts";
 import type { Turn } from "../turn/turn.ts";
 import type { StepVerdict } from "../turn/verdict.ts";
 import { runModelStep } from "./modelStep.ts";
@@ -42,7 +43,7 @@ export class HeadStarts {
   readonly #finished = new LRUCache<string, HeadStart>({ max: maxOutcomes, ttl: keepOutcomeMs });
   /** Those whose step is to be tried again, until the provider's delay is over or handed on. */
   readonly #failed = new Map<string, HeadStart>();
-  #timer: NodeJS.Timeout | null = null;
+  #stopMarking: (() => void) | null = null;
   #isClosing = false;
 
   /** @param maxRunning above it turns start by Temporal alone, whose slots bound the work. */
@@ -74,7 +75,7 @@ export class HeadStarts {
       (error: unknown) => this.#fail(headStart, error),
     );
     void Promise.all([ended, tell()]).finally(() => this.#running.delete(turn.id));
-    this.#timer ??= setInterval(() => this.#markAlive(), markAliveEveryMs);
+    this.#stopMarking ??= repeatEvery(markAliveEveryMs, () => this.#markAlive());
     return true;
   }
 
@@ -111,7 +112,7 @@ export class HeadStarts {
     const timer = setTimeout(takeBack, graceMs);
     await Promise.allSettled(running.map((each) => each.verdict));
     clearTimeout(timer);
-    if (this.#timer !== null) clearInterval(this.#timer);
+    this.#stopMarking?.();
     for (const headStart of this.#failed.values()) this.#abandon(headStart);
   }
 
@@ -147,9 +148,8 @@ export class HeadStarts {
     abandonHeadStart(this.#parts.database, fence).catch(() => {});
   }
 
-  #markAlive(): void {
+  async #markAlive(): Promise<void> {
     const turnIds = [...this.#running.keys(), ...this.#failed.keys()];
-    if (turnIds.length === 0) return;
-    markHeadStartsAlive(this.#parts.database, turnIds).catch(() => {});
+    if (turnIds.length > 0) await markHeadStartsAlive(this.#parts.database, turnIds);
   }
 }

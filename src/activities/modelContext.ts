@@ -47,7 +47,9 @@ export async function readModelCall(
   const made = steps.flatMap((each) => each.items);
   const written = steps.flatMap((each) => (each.kind === "model" ? each.items : []));
   const limit = limitOf(steps) ?? reachedLimit(turn, spent, steps);
-  const parameters = { ...agent.parameters, ...turn.request.parameters };
+  const hasCalled = steps.some((each) => each.kind === "tool");
+  const asked = { ...agent.parameters, ...turn.request.parameters };
+  const parameters = hasCalled ? withoutForcedCall(asked) : asked;
   const items = [...history, ...input, ...made];
   const strategy = isReasoningRefused ? withoutReasoning : full;
   const call = {
@@ -64,6 +66,18 @@ export async function readModelCall(
     usedIds: items.flatMap(idsOf),
     writtenBytes: written.reduce((sum, item) => sum + Buffer.byteLength(JSON.stringify(item)), 0),
   };
+}
+
+/**
+ * In the API one call of the model satisfies a `tool_choice` that forces one; a turn makes several, and
+ * would never come to its answer.
+ */
+function withoutForcedCall(parameters: Record<string, unknown>): Record<string, unknown> {
+  const choice = parameters["tool_choice"];
+  if (choice === "required") return { ...parameters, tool_choice: "auto" };
+  if (typeof choice !== "object" || choice === null) return parameters;
+  const isAllowed = (choice as { type?: unknown }).type === "allowed_tools";
+  return { ...parameters, tool_choice: isAllowed ? { ...choice, mode: "auto" } : "auto" };
 }
 
 /** A step that asked for more tools than the turn may run. */

@@ -1,4 +1,5 @@
 import type { Database, Subscription } from "../store/database.ts";
+import { repeatEvery } from "../store/repeat.ts";
 import { readTurnOfWorkflow } from "../store/turns.ts";
 import { markWorker, offerChannel, removeWorker } from "../store/workers.ts";
 import type { HeadStarts } from "./headStarts.ts";
@@ -13,7 +14,7 @@ export class OfferedTurns {
   readonly #headStarts: HeadStarts;
   readonly #taskQueue: string;
   #listening: Promise<Subscription> | null = null;
-  #timer: NodeJS.Timeout | null = null;
+  #stop: (() => void) | null = null;
 
   constructor(parts: Pick<Parts, "database" | "log">, headStarts: HeadStarts, taskQueue: string) {
     this.#parts = parts;
@@ -22,14 +23,13 @@ export class OfferedTurns {
   }
 
   start(): void {
-    const mark = () => void this.#mark().catch(() => {});
-    this.#timer = setInterval(mark, markEveryMs);
-    mark();
+    this.#stop = repeatEvery(markEveryMs, () => this.#mark());
+    this.#mark().catch(() => {});
   }
 
   async close(): Promise<void> {
-    if (this.#timer !== null) clearInterval(this.#timer);
-    this.#timer = null;
+    this.#stop?.();
+    this.#stop = null;
     await this.#listening?.then((listening) => listening.close()).catch(() => {});
     // A row that stays is not offered anything for longer than it takes to look dead.
     await removeWorker(this.#parts.database, this.#id).catch(() => {});
@@ -46,7 +46,7 @@ export class OfferedTurns {
       this.#listening = null;
       return;
     }
-    if (this.#timer === null) return;
+    if (this.#stop === null) return;
     const { hasRoom } = this.#headStarts;
     await markWorker(database, { id: this.#id, taskQueue: this.#taskQueue, hasRoom });
   }

@@ -1,5 +1,6 @@
 import { findTurnsToStop } from "../store/cancels.ts";
 import type { Database, Subscription } from "../store/database.ts";
+import { repeatEvery } from "../store/repeat.ts";
 
 /** Why a step is stopped from outside. */
 export class StepStopped extends Error {
@@ -21,7 +22,7 @@ export class RunningTurns {
   readonly #steps = new Map<string, Set<AbortController>>();
   readonly #database: Database;
   #subscription: Subscription | null = null;
-  #timer: NodeJS.Timeout | null = null;
+  #stop: () => void = () => {};
 
   private constructor(database: Database) {
     this.#database = database;
@@ -30,7 +31,7 @@ export class RunningTurns {
   static async open(database: Database): Promise<RunningTurns> {
     const rereadMs = 1_000;
     const running = new RunningTurns(database);
-    running.#timer = setInterval(() => void running.#reread().catch(() => {}), rereadMs);
+    running.#stop = repeatEvery(rereadMs, () => running.#reread());
     running.#subscription = await database.listen("turnkeeper_cancels", (turnId) =>
       turnId === "" ? void running.#reread().catch(() => {}) : running.cancel(turnId),
     );
@@ -60,7 +61,7 @@ export class RunningTurns {
   }
 
   async close(): Promise<void> {
-    if (this.#timer !== null) clearInterval(this.#timer);
+    this.#stop();
     await this.#subscription?.close();
   }
 

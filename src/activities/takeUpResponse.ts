@@ -53,6 +53,8 @@ async function takeWhole(
   response: ProviderResponse,
   seen: readonly UpstreamEvent[],
 ): Promise<ModelAnswer> {
+  // It has ended: where it is no answer, there is nothing to come back for.
+  step.keptId = null;
   try {
     return await follow(step, open, withoutSeen(readEnded(response), seen));
   } catch (error) {

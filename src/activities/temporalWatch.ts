@@ -9,6 +9,15 @@ const askEveryMs = 1_000;
  */
 const lostAfterMs = heartbeatTimeoutMs - askEveryMs;
 
+/** gRPC's CANCELLED, DEADLINE_EXCEEDED and UNAVAILABLE: nobody has answered. */
+const unansweredCodes: ReadonlySet<unknown> = new Set([1, 4, 14]);
+
+/** A Temporal that refuses to say, because of a limit or a permission, has been reached all the same. */
+function isAnswer(error: unknown): boolean {
+  const { cause } = error as { cause?: { code?: unknown } };
+  return typeof cause?.code === "number" && !unansweredCodes.has(cause.code);
+}
+
 /**
  * Tells the steps of this worker that their heartbeats do not arrive any more. The SDK does so only
  * seconds after another worker has the step, and never where each try is refused at once
@@ -46,10 +55,10 @@ export class TemporalWatch {
       return;
     }
     const [turnId = ""] = this.#watching.values();
-    this.#currentRun(turnId).then(
-      () => (this.#reachedAt = Math.max(this.#reachedAt, now)),
-      () => {},
-    );
+    const noteReached = () => (this.#reachedAt = Math.max(this.#reachedAt, now));
+    this.#currentRun(turnId).then(noteReached, (error: unknown) => {
+      if (isAnswer(error)) noteReached();
+    });
   }
 
   #forget(lost: AbortController): void {

@@ -1,6 +1,7 @@
 import type { Logger } from "pino";
 import type { Database } from "../store/database.ts";
 import { clearCancelTimes, setCancelTime } from "../store/disconnects.ts";
+import { repeatEvery } from "../store/repeat.ts";
 import type { Turn } from "../turn/turn.ts";
 
 /** Well within the shortest grace period: another gateway may have seen its last follower go. */
@@ -16,13 +17,12 @@ export class Followers {
   readonly #log: Logger;
   readonly #connections = new Map<string, number>();
   readonly #leaving = new Set<Promise<void>>();
-  readonly #timer: NodeJS.Timeout;
+  readonly #stop: () => void;
 
   constructor(database: Database, log: Logger) {
     this.#database = database;
     this.#log = log;
-    this.#timer = setInterval(() => void this.#clear([...this.#connections.keys()]), clearEveryMs);
-    this.#timer.unref();
+    this.#stop = repeatEvery(clearEveryMs, () => this.#clear([...this.#connections.keys()]));
   }
 
   /**
@@ -51,7 +51,7 @@ export class Followers {
 
   /** Waits until everything that was seen is on record. */
   async close(): Promise<void> {
-    clearInterval(this.#timer);
+    this.#stop();
     await Promise.all(this.#leaving);
   }
 

@@ -236,10 +236,10 @@ class Endpoint implements ModelEndpoint {
       return await this.#post(toRequest(call, wantsReasoning), options);
     } catch (error) {
       if (!wantsReasoning || !refusesEncryptedReasoning(error)) throw error;
-      // A request that was refused as such has cost nothing, so this is no retry of a failed step.
-      const answer = await this.#post(toRequest(call, false), options);
+      // Before the next request, which may come too late to leave.
       this.#modelsWithoutReasoning.add(call.model);
-      return answer;
+      // A request that was refused as such has cost nothing, so this is no retry of a failed step.
+      return this.#post(toRequest(call, false), options);
     }
   }
 

@@ -9,7 +9,7 @@ import { turnEnd } from "../turn/verdict.ts";
 import type { StepVerdict, ToolCall } from "../turn/verdict.ts";
 import type { Database, Queryable, Transaction } from "./database.ts";
 import { appendEvents, readAllEvents, readShownIds } from "./eventLog.ts";
-import { isHeadStart, readHeadStart } from "./headStarts.ts";
+import { headStartStaleMs, isHeadStart, readHeadStart } from "./headStarts.ts";
 import { findOpenModelCall, openModelCall } from "./modelCalls.ts";
 import { wasteOpenCalls } from "./wastedCalls.ts";
 import { turnColumns, turnFromRow } from "./turns.ts";
@@ -82,7 +82,11 @@ interface StepRow {
   response_id: string | null;
   cursor: number | null;
   first_output_index: number | null;
+  was_seen: boolean;
 }
+
+/** The owner of a head start has given a sign of life after it was taken for dead. */
+class HeadStartLives extends Error {}
 
 export interface StepToClaim {
   fence: Fence;
@@ -118,10 +122,11 @@ async function takeTurn(
 async function readStep(tx: Queryable, fence: Fence): Promise<StepRow | undefined> {
   const [row] = await tx.query<StepRow>(
     `SELECT state, run_id, attempt, token, verdict, call, effect_key, response_id, cursor,
-       first_output_index
+       first_output_index,
+       seen_at > clock_timestamp() - make_interval(secs => $3::float8 / 1000) AS was_seen
      FROM steps
      WHERE turn_id = $1 AND number = $2 FOR UPDATE`,
-    [fence.turnId, fence.step],
+    [fence.turnId, fence.step, headStartStaleMs],
   );
   return row;
 }
@@ -207,6 +212,10 @@ async function claimInside(
     readOutputIndex(tx, fence.turnId),
   ]);
   if (taken === null) return explainUntaken(tx, fence);
+  // A database that was slow has held up the sign of life, and whoever looked for it.
+  if (isHeadStart(replacedRunId) && before?.state === "running" && before.was_seen) {
+    throw new HeadStartLives();
+  }
   if (replacedRunId !== null) abandonOtherRuns(tx, fence);
   if (before?.state === "finished") {
     return { outcome: "recorded", verdict: JSON.parse(before.verdict ?? "null") as StepVerdict };
@@ -277,8 +286,13 @@ export async function claimStep(
   const current = await currentRun(claim.fence.turnId);
   if (current !== claim.fence.runId) return { outcome: "fenced" };
   const replaced = onRecord?.run_id ?? null;
-  const second = await database.transaction((tx) => claimInside(tx, claim, replaced));
-  return second === "other run" ? { outcome: "fenced" } : second;
+  try {
+    const second = await database.transaction((tx) => claimInside(tx, claim, replaced));
+    return second === "other run" ? { outcome: "fenced" } : second;
+  } catch (error) {
+    if (error instanceof HeadStartLives) return { outcome: "head_started" };
+    throw error;
+  }
 }
 
 /** A takeover rewrites all running step rows of its turn, so that their old owners are fenced. */

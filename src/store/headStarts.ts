@@ -4,7 +4,7 @@ import type { Fence } from "./fence.ts";
 const prefix = "head-start:";
 
 /** A head start whose owner has not been seen for this long is taken over. */
-const headStartStaleMs = 3_000;
+export const headStartStaleMs = 3_000;
 
 /** The run id under which a step is claimed [3] before Temporal has named its run. */
 export function headStartRunId(): string {
@@ -51,7 +51,8 @@ export async function markHeadStartsAlive(
   turnIds: readonly string[],
 ): Promise<void> {
   await queryable.query(
-    `UPDATE steps SET seen_at = now()
+    // The time at which it comes through: behind a write that took long it would be old at once.
+    `UPDATE steps SET seen_at = clock_timestamp()
      WHERE turn_id = ANY($1) AND number = 1 AND state = 'running' AND run_id LIKE $2`,
     [turnIds, `${prefix}%`],
   );

@@ -1,6 +1,7 @@
 import pg from "pg";
 import { StoreUnavailable } from "./database.ts";
 import type { Channel, Database, Subscription, Transaction } from "./database.ts";
+import { repeatEvery } from "./repeat.ts";
 
 export interface PostgresSettings {
   url: string;
@@ -14,6 +15,8 @@ export interface PostgresSettings {
    * which the server keeps: this one is for a server that is gone without a word.
    */
   answerTimeoutMs: number;
+  /** A connection that listens sends nothing else by which it would notice that it is dead. */
+  listenPingMs: number;
 }
 
 export const defaultPostgresSettings: Omit<PostgresSettings, "url"> = {
@@ -22,6 +25,7 @@ export const defaultPostgresSettings: Omit<PostgresSettings, "url"> = {
   statementTimeoutMs: 15_000,
   idleTransactionTimeoutMs: 2_000,
   answerTimeoutMs: 20_000,
+  listenPingMs: 5_000,
 };
 
 const listenRetryMs = 500;
@@ -194,6 +198,7 @@ class Listener implements Subscription {
     const client = new pg.Client({
       connectionString: this.#settings.url,
       connectionTimeoutMillis: this.#settings.connectTimeoutMs,
+      query_timeout: this.#settings.connectTimeoutMs,
       keepAlive: true,
       application_name: "turnkeeper-listener",
     });
@@ -202,8 +207,14 @@ class Listener implements Subscription {
     try {
       await client.connect();
       await client.query(`LISTEN ${this.#channel}`);
+      const stopPinging = repeatEvery(this.#settings.listenPingMs, () =>
+        client.query("SELECT").catch(() => client.end()),
+      );
       // Not before: whoever called tries again after a connection that failed, and must be the only one.
-      client.on("end", () => this.#reconnect());
+      client.on("end", () => {
+        stopPinging();
+        this.#reconnect();
+      });
       this.#client = client;
       if (this.#closed) await this.close();
     } catch (error) {

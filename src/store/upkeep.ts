@@ -118,12 +118,27 @@ export async function makePartitions(database: Database, daysAhead: number): Pro
   );
   for (const { name, day } of rows) {
     // A day whose events lie in the default partition keeps them there; trying would lock them all.
-    await database
-      .query(
-        `CREATE TABLE IF NOT EXISTS ${name} PARTITION OF turn_events
-         FOR VALUES FROM ('${day}') TO (date '${day}' + 1)`,
-      )
-      .catch(() => {});
+    await change(
+      database,
+      `CREATE TABLE IF NOT EXISTS ${name} PARTITION OF turn_events
+       FOR VALUES FROM ('${day}') TO (date '${day}' + 1)`,
+    );
+  }
+}
+
+/** Everybody who reads or writes events waits behind a change of the table that waits itself. */
+const lockTimeoutMs = 200;
+
+/** Returns whether it was done; if not, as while a backup reads the table, a later round does it. */
+async function change(database: Database, sql: string): Promise<boolean> {
+  try {
+    await database.transaction(async (tx) => {
+      tx.send(`SET LOCAL lock_timeout = ${lockTimeoutMs}`);
+      await tx.query(sql);
+    });
+    return true;
+  } catch {
+    return false;
   }
 }
 
@@ -142,8 +157,11 @@ export async function dropOldPartitions(
            AND admitted_on = to_date(right(child.relname, 8), 'YYYYMMDD'))`,
     [retentionDays],
   );
-  for (const { name } of rows) await database.query(`DROP TABLE ${name}`);
-  return rows.map((row) => row.name);
+  const dropped: string[] = [];
+  for (const { name } of rows) {
+    if (await change(database, `DROP TABLE ${name}`)) dropped.push(name);
+  }
+  return dropped;
 }
 
 /**

@@ -9,6 +9,8 @@ export interface Proxy {
   freeze(): void;
   /** The network is back, and what was open is cut. */
   thaw(): void;
+  /** Sockets of clients and of the target that are open. */
+  connections(): number;
   close(): Promise<void>;
 }
 
@@ -44,6 +46,7 @@ export async function startProxy(target: string): Promise<Proxy> {
       isFrozen = false;
       for (const socket of sockets) socket.destroy();
     },
+    connections: () => sockets.size,
     async close() {
       for (const socket of sockets) socket.destroy();
       server.close();
