@@ -384,6 +384,29 @@ describeWith(["postgres", "temporal"], "a turn with tools", () => {
     expect(await ended(next)).toMatchObject({ status: "completed", text: "Free." });
   });
 
+  test("that was cut short lets the client answer the calls that it has shown, or leave them", async () => {
+    const { simulator } = deployment;
+    const call = calls([{ name: "ask_user", arguments: {}, callId: "call_1" }]);
+    const asks = join(call, text("one two three four"));
+    const answer = { type: "function_call_output", call_id: "call_1", output: "Yes." };
+    for (const input of [[answer], "Never mind."]) {
+      simulator.script(fault.incomplete(3, "max_output_tokens", asks), text("Done."));
+      const first = await ended(await start("Ask", { tools: [clientTool] }));
+      expect(first.status).toBe("incomplete");
+      expect(first.response.output).toMatchObject([
+        { type: "function_call", call_id: "call_1" },
+        { type: "message", status: "incomplete" },
+      ]);
+      const next = { input, previous_response_id: first.turn.id, tools: [clientTool] };
+      const second = await ended(await deployment.turnkeeper.turns.start(next));
+      expect(second).toMatchObject({ status: "completed", text: "Done." });
+      const [told] = outputsIn(simulator.requests.at(-1));
+      if (typeof input !== "string") expect(told).toMatchObject(answer);
+      expectPrefixesAndPairs();
+      simulator.reset();
+    }
+  });
+
   test("waits for the client too where the client's call is of another type", async () => {
     const { simulator } = deployment;
     const item = { id: "ctc_1", type: "custom_tool_call", call_id: "call_custom", name: "grep" };

@@ -92,10 +92,11 @@ async function abandonSteps(tx: Transaction, turn: Turn): Promise<string[]> {
   return rows.flatMap((row) => row.response_id ?? []);
 }
 
-/** Calls that wait for the client's answer: only a completed turn asks for answers. */
+/** Calls that the client answers: a completed turn asks for it, an incomplete one has shown them. */
 function pendingCalls(turn: Turn, items: readonly Item[]): CallRef[] {
-  if (turn.status !== "completed") return [];
-  return unansweredCalls(items);
+  const calls = unansweredCalls(items);
+  if (turn.status === "completed") return calls;
+  return turn.status === "incomplete" ? calls.map((call) => ({ ...call, isOptional: true })) : [];
 }
 
 /** Items become part of the conversation only now; a failed turn leaves nothing behind. */

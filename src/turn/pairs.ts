@@ -55,6 +55,8 @@ const callTypeOfOutput: ReadonlyMap<unknown, CallType> = new Map(
 export interface CallRef {
   type: CallType;
   id: string;
+  /** It may be answered and need not: its response was cut short. */
+  isOptional?: true;
 }
 
 type Fields = Readonly<Record<string, unknown>>;

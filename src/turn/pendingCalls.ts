@@ -6,7 +6,8 @@ import type { TurnRequest } from "./request.ts";
 const words = (itemType: string): string => itemType.replaceAll("_", " ");
 
 /**
- * All calls that the conversation waits for are answered, and no other [9].
+ * All calls that the conversation waits for are answered, and no other [9]; those of a response that was
+ * cut short may be.
  *
  * @param mayLeave calls may stay without an answer: the model is told that it is lost.
  * @throws Refusal `unanswered_calls` or `unknown_call`.
@@ -27,7 +28,9 @@ export function checkAnswers(
     const problem = `No tool call found for ${words(item.type)} with call_id ${call.id}.`;
     throw new Refusal("unknown_call", problem, "input");
   }
-  const missing = [...asked].flatMap(([key, call]) => (answered.has(key) ? [] : [call]));
+  const missing = [...asked].flatMap(([key, call]) =>
+    answered.has(key) || call.isOptional ? [] : [call],
+  );
   if (missing.length === 0 || mayLeave) return;
   const named = missing.map((call) => `${words(call.type)} ${call.id}`).join(", ");
   throw new Refusal(
