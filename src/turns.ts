@@ -46,8 +46,10 @@ export interface StartOptions {
   disconnectGraceMs?: number | undefined;
 }
 
-/** How long after its start an interrupted request may be sent again without a key */
+/** How long after its connection broke a request may be sent again without a key; SDKs do so at once. */
 const reattachWithinMs = 60_000;
+/** Longer than callers wait for an answer. */
+const reattachMaxAgeMs = 24 * 3_600_000;
 
 /** How long and how often Temporal is told of a turn with a head start. */
 const tellForMs = 10 * 60_000;
@@ -214,6 +216,7 @@ export class Turns {
       apiKeyId,
       requestHash: requestHash(body),
       withinMs: reattachWithinMs,
+      maxAgeMs: reattachMaxAgeMs,
     };
     return reachable(() => reattachTurn(this.#parts.database, request));
   }

@@ -31,6 +31,7 @@ import {
 } from "./setup/storeTurns.ts";
 
 const project = "default";
+const dayMs = 24 * 3_600_000;
 const whole = { order: "asc", limit: 1_000 } as const;
 
 function output(callId: string): Item {
@@ -218,7 +219,12 @@ describeOnBoth("[14] a project", (open) => {
     const ask = admission({ input: "Unique" });
     const { turn } = await admitTurn(database, ask);
     await markDisconnected(database, "third", turn.id);
-    const again = { requestHash: ask.requestHash, apiKeyId: null, withinMs: 60_000 };
+    const again = {
+      requestHash: ask.requestHash,
+      apiKeyId: null,
+      withinMs: 60_000,
+      maxAgeMs: dayMs,
+    };
     await answer(database, turn);
     expect(await reattachTurn(database, { ...again, project })).toBeNull();
     await markDisconnected(database, project, turn.id);
@@ -234,12 +240,31 @@ describeOnBoth("[14] a project", (open) => {
     expect(await reattachTurn(database, { ...again, project })).toBeNull();
   });
 
+  test("finds an interrupted turn by when its connection broke, however long it had run by then", async () => {
+    const { database } = open;
+    const ask = admission({ input: "Slow" });
+    const { turn } = await admitTurn(database, ask);
+    const { requestHash } = ask;
+    const again = { project, requestHash, apiKeyId: null, withinMs: 60_000, maxAgeMs: dayMs };
+    const makeOlder = "UPDATE turns SET created_at = created_at - interval '65 s' WHERE id = $1";
+    await database.query(makeOlder, [turn.id]);
+    // That it goes on says nothing any more: a whole connection may wait for it.
+    expect(await reattachTurn(database, again)).toBeNull();
+    await markDisconnected(database, project, turn.id);
+    expect(await reattachTurn(database, { ...again, maxAgeMs: 64_000 })).toBeNull();
+    expect(await reattachTurn(database, again)).toMatchObject({ id: turn.id });
+    await markDisconnected(database, project, turn.id);
+    const makeLate = "UPDATE turns SET disconnected_at = now() - interval '61 s' WHERE id = $1";
+    await database.query(makeLate, [turn.id]);
+    expect(await reattachTurn(database, again)).toBeNull();
+  });
+
   test("finds the turns of a killed gateway, which noted nothing, each of them once", async () => {
     const { database } = open;
     const asks = [admission({ input: "Killed" }), admission({ input: "Killed" })];
     for (const ask of asks) await admitTurn(database, ask);
     const { requestHash } = admission({ input: "Killed" });
-    const again = { project, requestHash, apiKeyId: null, withinMs: 60_000 };
+    const again = { project, requestHash, apiKeyId: null, withinMs: 60_000, maxAgeMs: dayMs };
     const found = await Promise.all(asks.map(() => reattachTurn(database, again)));
     expect(new Set(found.map((turn) => turn?.id))).toEqual(new Set(asks.map((ask) => ask.turnId)));
     expect(await reattachTurn(database, again)).toBeNull();

@@ -18,26 +18,35 @@ export async function markDisconnected(
 /**
  * The turn that the same request started before its connection broke, at most `withinMs` ago; `null`
  * where there is none. A turn is given out once for each broken connection that a gateway noted. A
- * gateway that was killed noted nothing, so a turn that goes on is given out once without a note.
+ * gateway that was killed noted nothing, so a turn that goes on is given out once without a note, as
+ * long as it is not older than `withinMs`.
  */
 export async function reattachTurn(
   queryable: Queryable,
-  request: { project: string; apiKeyId: string | null; requestHash: Buffer; withinMs: number },
+  request: {
+    project: string;
+    apiKeyId: string | null;
+    requestHash: Buffer;
+    withinMs: number;
+    /** Older turns are not looked at: it keeps a request that comes all day from reading them all. */
+    maxAgeMs: number;
+  },
 ): Promise<Turn | null> {
   const [row] = await queryable.query<TurnRow>(
     `UPDATE turns SET disconnected_at = NULL, reattached_at = now()
      WHERE id = (
        SELECT id FROM turns
        WHERE project_id = $1 AND request_hash = $2 AND api_key_id IS NOT DISTINCT FROM $3
-         AND created_at > now() - make_interval(secs => $4::float8 / 1000)
+         AND created_at > now() - make_interval(secs => $5::float8 / 1000)
          AND idempotency_key IS NULL AND hidden_at IS NULL
-         AND (disconnected_at IS NOT NULL
-           OR (status IN ('queued', 'admitted', 'running') AND reattached_at IS NULL))
+         AND (disconnected_at > now() - make_interval(secs => $4::float8 / 1000)
+           OR (created_at > now() - make_interval(secs => $4::float8 / 1000)
+             AND status IN ('queued', 'admitted', 'running') AND reattached_at IS NULL))
        ORDER BY disconnected_at IS NULL, created_at DESC LIMIT 1
        FOR UPDATE
      )
      RETURNING ${turnColumns}`,
-    [request.project, request.requestHash, request.apiKeyId, request.withinMs],
+    [request.project, request.requestHash, request.apiKeyId, request.withinMs, request.maxAgeMs],
   );
   return row === undefined ? null : turnFromRow(row);
 }
