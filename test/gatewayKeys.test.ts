@@ -41,7 +41,7 @@ describeWith(["postgres", "temporal"], "without any API key", () => {
     expect(await statusFor(url, { authorization: "Bearer anything" })).toBe(200);
   });
 
-  test("a name that was bound to this machine, and a page from elsewhere, get nothing", async () => {
+  test("a name that was bound to this machine, a page from elsewhere and a proxy get nothing", async () => {
     const { url, address } = served.gateway;
     expect(await statusFor(url, { host: "evil.example" })).toBe(403);
     expect(await statusFor(url, { host: `evil.example:${address.port}` })).toBe(403);
@@ -49,6 +49,9 @@ describeWith(["postgres", "temporal"], "without any API key", () => {
     expect(await statusFor(url, { host: "127.0.0.1.evil.example" })).toBe(403);
     expect(await statusFor(url, { origin: "https://evil.example" })).toBe(403);
     expect(await statusFor(url, { origin: "null" })).toBe(403);
+    for (const header of ["forwarded", "x-forwarded-for", "x-forwarded-host"]) {
+      expect(await statusFor(url, { [header]: "127.0.0.1" })).toBe(403);
+    }
     expect(await statusFor(url, { host: "localhost" })).toBe(200);
     expect(await statusFor(url, { host: `[::1]:${address.port}` })).toBe(200);
     expect(await statusFor(url, { origin: "http://localhost:3000" })).toBe(200);
@@ -64,13 +67,15 @@ describeWith(["postgres", "temporal"], "with its last API key revoked", () => {
 
   afterAll(() => served.close());
 
-  test("a gateway that others can reach does not open", async () => {
+  test("no gateway opens, whether others can reach it or not", async () => {
     const key = await createApiKey(served.database, "default", "only");
-    const { address } = await served.startGateway({ host: "0.0.0.0" });
     await revokeApiKey(served.database, key.id);
-    const url = `http://127.0.0.1:${address.port}`;
-    expect(await statusFor(url, {})).toBe(401);
-    expect(await statusFor(url, { authorization: `Bearer ${key.secret}` })).toBe(401);
+    for (const host of ["0.0.0.0", "127.0.0.1"]) {
+      const { address } = await served.startGateway({ host });
+      const url = `http://127.0.0.1:${address.port}`;
+      expect(await statusFor(url, {})).toBe(401);
+      expect(await statusFor(url, { authorization: `Bearer ${key.secret}` })).toBe(401);
+    }
   });
 });
 

@@ -3,7 +3,7 @@ import type { FastifyRequest } from "fastify";
 import { LRUCache } from "lru-cache";
 import type { Turns } from "../turns.ts";
 import { InvalidConfig } from "../config.ts";
-import { findApiKey, hasApiKeys } from "../store/apiKeys.ts";
+import { findApiKey, everHadApiKeys } from "../store/apiKeys.ts";
 import type { ApiKey } from "../store/apiKeys.ts";
 import type { Database } from "../store/database.ts";
 import { Refusal } from "../turn/failures.ts";
@@ -44,12 +44,12 @@ export function isLoopbackHost(host: string): boolean {
 }
 
 /**
- * Closed unless opened: without any key, only this machine may be listened on.
+ * Closed unless opened: before the first key, only this machine may be listened on.
  *
  * @throws InvalidConfig saying how to make a key.
  */
 export async function checkMayListen(database: Database, host: string): Promise<void> {
-  if (isLoopbackHost(host) || (await hasApiKeys(database))) return;
+  if (isLoopbackHost(host) || (await everHadApiKeys(database))) return;
   throw new InvalidConfig([
     `TURNKEEPER_HOST: ${host} can be reached from other machines, and there is no API key yet. Make one with 'turnkeeper key create', or listen on 127.0.0.1.`,
   ]);
@@ -59,17 +59,23 @@ function hostOf(url: string): string {
   return URL.canParse(url) ? new URL(url).hostname : "";
 }
 
+/** What proxies add (RFC 7239, and its predecessors). */
+const proxyHeaders = ["forwarded", "x-forwarded-for", "x-forwarded-host"];
+
 /**
  * A page in a browser on this machine may reach the port without a key, by a name of its own that
- * points here (DNS rebinding) or across origins; neither is let in.
+ * points here (DNS rebinding) or across origins, and anybody by a proxy on this machine; none of them
+ * is let in.
  */
-function checkIsLocal(request: FastifyRequest): void {
-  const { host, origin } = request.headers;
+function checkIsLocal({ headers }: FastifyRequest): void {
+  const { host, origin } = headers;
   const names = [`http://${host}`, ...(origin === undefined ? [] : [origin])];
-  if (names.every((name) => isLoopbackHost(hostOf(name)))) return;
+  const proxied = proxyHeaders.find((name) => headers[name] !== undefined);
+  if (proxied === undefined && names.every((name) => isLoopbackHost(hostOf(name)))) return;
+  const reason = proxied === undefined ? "" : ` This request came through a proxy ('${proxied}').`;
   throw new Refusal(
     "origin_not_allowed",
-    "Without an API key, Turnkeeper answers only to localhost. Make a key with 'turnkeeper key create'.",
+    `Without an API key, Turnkeeper answers only to localhost.${reason} Make a key with 'turnkeeper key create'.`,
   );
 }
 
@@ -91,7 +97,7 @@ export class Authenticator {
     this.#needed = new LRUCache({
       max: 1,
       ttl: keyCacheMs,
-      fetchMethod: () => hasApiKeys(this.#database),
+      fetchMethod: () => everHadApiKeys(this.#database),
     });
   }
 

@@ -104,7 +104,7 @@ function addApi(app: FastifyInstance, options: GatewayOptions, stream: StreamPar
 /**
  * Serves the Responses and Conversations APIs over HTTP, durable turns behind them.
  *
- * @throws InvalidConfig when other machines could reach it and no API key exists.
+ * @throws InvalidConfig when other machines could reach it and no API key was ever made.
  */
 export async function startGateway(options: GatewayOptions): Promise<Gateway> {
   await checkMayListen(options.database, options.host);

@@ -47,11 +47,9 @@ export async function findApiKey(queryable: Queryable, secret: string): Promise<
   return row === undefined ? null : { id: row.id, project: row.project_id };
 }
 
-export async function hasApiKeys(queryable: Queryable): Promise<boolean> {
-  const rows = await queryable.query(
-    "SELECT id FROM api_keys WHERE revoked_at IS NULL LIMIT 1",
-    [],
-  );
+/** Whether a key was ever made: revoking the last one must not open what it has closed. */
+export async function everHadApiKeys(queryable: Queryable): Promise<boolean> {
+  const rows = await queryable.query("SELECT id FROM api_keys LIMIT 1", []);
   return rows.length > 0;
 }
 
