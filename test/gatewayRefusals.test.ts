@@ -128,6 +128,34 @@ describeWith(["postgres", "temporal"], "the gateway refuses what it cannot take"
     expect(await served.ask("GET", path)).toMatchObject({ status, body: { error: { code } } });
   });
 
+  const routes = [
+    "POST /v1/responses",
+    "POST /v1/responses/resp_none/cancel",
+    "DELETE /v1/responses/resp_none",
+    "GET /v1/responses/resp_none/input_items",
+    "POST /v1/conversations",
+    "GET /v1/conversations/conv_none",
+    "POST /v1/conversations/conv_none",
+    "DELETE /v1/conversations/conv_none",
+    "POST /v1/conversations/conv_none/items",
+    "DELETE /v1/conversations/conv_none/items/msg_none",
+    "GET /v1/models",
+    "GET /turnkeeper/v1/turns",
+    "GET /turnkeeper/v1/turns/resp_none",
+    "GET /turnkeeper/v1/cost",
+    "POST /turnkeeper/v1/turns/resp_none/replay",
+    "GET /turnkeeper/v1/turns/resp_none/comparison",
+  ];
+
+  test.each(routes)("a query parameter that nobody knows, of %s", async (route) => {
+    const [method = "", path] = route.split(" ");
+    const body = method === "POST" ? {} : undefined;
+    expect(await served.ask(method, `${path}?dry_run=true`, body)).toMatchObject({
+      status: 400,
+      body: { error: { code: "unknown_parameter", param: "dry_run" } },
+    });
+  });
+
   test("a stream is refused before it begins", async () => {
     const { client, simulator } = served;
     const held = gate(1);

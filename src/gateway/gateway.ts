@@ -18,6 +18,7 @@ import { answerUnknownRoute, createErrorHandler } from "./errors.ts";
 import { Followers } from "./followers.ts";
 import { addHealthRoutes } from "./health.ts";
 import { addModelRoutes } from "./models.ts";
+import { refuseQueriesByDefault } from "./page.ts";
 import { addReplayRoutes } from "./replays.ts";
 import { addResponseRoute } from "./responses.ts";
 import { addStoredResponseRoutes } from "./storedResponses.ts";
@@ -91,6 +92,7 @@ function addApi(app: FastifyInstance, options: GatewayOptions, stream: StreamPar
     const key = await authenticator.authenticate(request);
     request.caller = { ...key, turns: turnkeeper.project(key.project) };
   });
+  refuseQueriesByDefault(app);
   addResponseRoute(app, stream);
   addStoredResponseRoutes(app, { ...stream, database });
   addConversationRoutes(app, database);

@@ -1,3 +1,4 @@
+import type { FastifyInstance } from "fastify";
 import { Refusal } from "../turn/failures.ts";
 
 /** The query of lists, as the OpenAI API has it. */
@@ -23,6 +24,13 @@ export const includeQuery = {
 /** A query schema that knows these parameters and no others. */
 export function querySchema(properties: Record<string, object>): object {
   return { querystring: { type: "object", properties, additionalProperties: false } };
+}
+
+/** The schema of a route that names none: it has no query parameters. */
+export function refuseQueriesByDefault(app: FastifyInstance): void {
+  app.addHook("onRoute", (route) => {
+    route.schema = { ...querySchema({}), ...route.schema };
+  });
 }
 
 /** A list object of the OpenAI API, made of one element more than the page has, if there are more. */

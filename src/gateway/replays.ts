@@ -29,6 +29,12 @@ const replayBody = {
   additionalProperties: false,
 };
 
+/** `null` means as if it were not there; the check of types would make `""` and `false` of it. */
+function withoutNulls(body: unknown): unknown {
+  if (typeof body !== "object" || body === null || Array.isArray(body)) return body;
+  return Object.fromEntries(Object.entries(body).filter(([, value]) => value !== null));
+}
+
 function optionsOf(body: ReplayBody): ReplayOptions {
   return {
     fromStart: body.from_start,
@@ -75,7 +81,7 @@ export function addReplayRoutes(app: FastifyInstance): void {
     {
       schema: { body: replayBody },
       preValidation: async (request) => {
-        request.body ??= {};
+        request.body = withoutNulls(request.body ?? {}) as ReplayBody;
       },
     },
     async (request) => {
