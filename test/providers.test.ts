@@ -119,7 +119,7 @@ describeWith(["postgres", "temporal"], "a model server that somebody else wrote"
     expect(outputText(accumulated.output as unknown as Item[])).toBe(content);
     expect(record.usage).toEqual({
       input_tokens: 0,
-      input_tokens_details: { cached_tokens: 0 },
+      input_tokens_details: { cached_tokens: 0, cache_write_tokens: 0 },
       output_tokens: 0,
       output_tokens_details: { reasoning_tokens: 0 },
       total_tokens: 0,

@@ -98,11 +98,18 @@ describeOnBoth("[1] an ending", (open) => {
       output: [text],
       usage: {
         input_tokens: 10,
-        input_tokens_details: { cached_tokens: 2 },
+        input_tokens_details: { cached_tokens: 2, cache_write_tokens: 3 },
         output_tokens: 5,
         output_tokens_details: { reasoning_tokens: 1 },
         total_tokens: 15,
       },
+    });
+    // Turns of the release before were put on record without it.
+    const strip = `UPDATE turns SET usage = replace(usage, ',"cache_write_tokens":3', '') WHERE id = $1`;
+    await database.query(strip, [turn.id]);
+    expect((await reread(database, turn)).usage?.input_tokens_details).toEqual({
+      cached_tokens: 2,
+      cache_write_tokens: 0,
     });
     expect(await historyOf(database, turn)).toEqual([...turn.request.input, text]);
     expect(await lockOf(database, turn)).toMatchObject({

@@ -229,7 +229,7 @@ describeOnBoth("the ledger's views", (open) => {
       calls_unpriced: 0,
       input_tokens: 110,
       cached_tokens: 4,
-      cache_write_tokens: 0,
+      cache_write_tokens: 6,
       output_tokens: 55,
       reasoning_tokens: 2,
       cost_usd: "2.5",

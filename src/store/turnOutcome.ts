@@ -63,9 +63,10 @@ async function readUnfinishedPlace(tx: Queryable, turnId: string): Promise<numbe
 /** The tokens of the turn's calls that were used; `null`: no provider said any. */
 export async function sumUsage(tx: Queryable, turnId: string): Promise<Usage | null> {
   const row = await one(
-    tx.query<Record<"calls" | "input" | "cached" | "output" | "reasoning", number>>(
+    tx.query<Record<"calls" | "input" | "cached" | "written" | "output" | "reasoning", number>>(
       `SELECT count(*) AS calls, coalesce(sum(input_tokens), 0)::bigint AS input,
          coalesce(sum(cached_tokens), 0)::bigint AS cached,
+         coalesce(sum(cache_write_tokens), 0)::bigint AS written,
          coalesce(sum(output_tokens), 0)::bigint AS output,
          coalesce(sum(reasoning_tokens), 0)::bigint AS reasoning
        FROM model_calls WHERE turn_id = $1 AND outcome = 'used' AND certainty = 'exact'`,
@@ -75,7 +76,7 @@ export async function sumUsage(tx: Queryable, turnId: string): Promise<Usage | n
   if (row.calls === 0) return null;
   return {
     input_tokens: row.input,
-    input_tokens_details: { cached_tokens: row.cached },
+    input_tokens_details: { cached_tokens: row.cached, cache_write_tokens: row.written },
     output_tokens: row.output,
     output_tokens_details: { reasoning_tokens: row.reasoning },
     total_tokens: row.input + row.output,

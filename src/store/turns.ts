@@ -49,6 +49,15 @@ function parse(json: string | null): unknown {
   return json === null ? null : JSON.parse(json);
 }
 
+function usageFromRow(row: TurnRow): Usage | null {
+  const usage = parse(row.usage) as Usage | null;
+  if (usage === null) return null;
+  // Turns that ended before these were counted have none.
+  const none = { cached_tokens: 0, cache_write_tokens: 0 };
+  const counted: Partial<typeof none> = usage.input_tokens_details;
+  return { ...usage, input_tokens_details: { ...none, ...counted } };
+}
+
 function replayFromRow(row: TurnRow): TurnReplay | null {
   const { replay_of: of, origin_turn_id: originId, replay_effects: effects } = row;
   if (of === null || originId === null || effects === null) return null;
@@ -71,7 +80,7 @@ function summaryFromRow(row: TurnRow): TurnSummary {
     runId: row.run_id,
     cancelRequestedAt: row.cancel_requested_at,
     disconnectGraceMs: row.disconnect_grace_ms,
-    usage: parse(row.usage) as Usage | null,
+    usage: usageFromRow(row),
     failure: parse(row.failure) as Failure | null,
     incompleteReason: row.incomplete_reason,
     createdAt: row.created_at,

@@ -32,7 +32,7 @@ export function isTerminal(status: TurnStatus): status is TerminalStatus {
 /** Tokens of a turn, all its counted model calls added up, in the words of the Responses API. */
 export interface Usage {
   input_tokens: number;
-  input_tokens_details: { cached_tokens: number };
+  input_tokens_details: { cached_tokens: number; cache_write_tokens: number };
   output_tokens: number;
   output_tokens_details: { reasoning_tokens: number };
   total_tokens: number;

@@ -117,7 +117,7 @@ export function usedCall(id: string | null, inputTokens = 10, outputTokens = 5):
     outcome: "used",
     responseId: "resp_upstream",
     requestId: "req_1",
-    tokens: { inputTokens, cachedTokens: 2, cacheWriteTokens: 0, outputTokens, reasoningTokens: 1 },
+    tokens: { inputTokens, cachedTokens: 2, cacheWriteTokens: 3, outputTokens, reasoningTokens: 1 },
     costUsd: 0.5,
     isEstimated: false,
     failure: null,
