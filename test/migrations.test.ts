@@ -1,6 +1,6 @@
 import { expect, test } from "vitest";
 import type { Database } from "../src/store/database.ts";
-import { migrate, readMigrations } from "../src/store/migrate.ts";
+import { migrate, migrationLock, readMigrations } from "../src/store/migrate.ts";
 import { openPglite } from "../src/store/pglite.ts";
 import { openPostgres } from "../src/store/postgres.ts";
 import { createTestDatabase } from "./setup/database.ts";
@@ -41,6 +41,27 @@ describeWith(["postgres"], "migrations", () => {
     );
     expect(recorded.map((row) => row.name)).toEqual(names);
     await Promise.all(processes.map((each) => each.close()));
+  });
+
+  test("wait and work for longer than a statement may", async () => {
+    const { url } = await createTestDatabase({ migrated: false });
+    const holder = openPostgres({ url, idleTransactionTimeoutMs: 60_000 });
+    const database = openPostgres({ url, statementTimeoutMs: 500, answerTimeoutMs: 600 });
+    const hasWaited = `SELECT pid FROM pg_stat_activity WHERE datname = current_database()
+      AND wait_event = 'advisory' AND clock_timestamp() - query_start > interval '700 ms'`;
+    const migrating = await holder.transaction(async (tx) => {
+      await tx.query("SELECT pg_advisory_xact_lock($1)", [migrationLock]);
+      const applied = migrate(database);
+      const isSettled = applied.then(
+        () => true,
+        () => true,
+      );
+      const isLate = async () => (await holder.query(hasWaited)).length > 0;
+      while (!(await Promise.race([isSettled, isLate()])));
+      return { applied };
+    });
+    expect(await migrating.applied).toHaveLength((await readMigrations()).length);
+    await Promise.all([holder.close(), database.close()]);
   });
 
   test("make the same schema on both drivers", async () => {

@@ -28,6 +28,8 @@ export interface Database extends Queryable {
    * `idleTransactionTimeoutMs`.
    */
   transaction<Result>(work: (tx: Transaction) => Promise<Result>): Promise<Result>;
+  /** Like {@link transaction}, without any limit of time: for work that may wait or take long. */
+  patientTransaction<Result>(work: (tx: Transaction) => Promise<Result>): Promise<Result>;
   /** Wakes listeners, in a transaction of its own that does not wait for the disk. May be lost. */
   notify(channel: Channel, payload: string): Promise<void>;
   /**

@@ -5,7 +5,7 @@ import { makePartitions } from "./upkeep.ts";
 const folder = new URL("./migrations/", import.meta.url);
 
 /** Any constant works as long as every process uses the same one. */
-const migrationLock = 7_846_101;
+export const migrationLock = 7_846_101;
 
 export interface Migration {
   number: number;
@@ -35,13 +35,14 @@ async function appliedNumbers(queryable: Queryable): Promise<Set<number>> {
 
 /**
  * Brings the schema up to date. Processes that start together take turns by an advisory lock. All
- * missing migrations are applied in one transaction: all or none.
+ * missing migrations are applied in one transaction: all or none. A large table takes its time, and so
+ * does waiting for the process that is at it.
  *
  * @returns the names of the migrations that were applied now.
  */
 export async function migrate(database: Database): Promise<string[]> {
   const migrations = await readMigrations();
-  const applied = await database.transaction(async (tx) => {
+  const applied = await database.patientTransaction(async (tx) => {
     await tx.query("SELECT pg_advisory_xact_lock($1)", [migrationLock]);
     await tx.query(
       `CREATE TABLE IF NOT EXISTS schema_migrations (

@@ -55,6 +55,11 @@ class PgliteDatabase implements Database {
     }
   }
 
+  /** The embedded database has no limits of time, and nobody beside this process to wait for. */
+  patientTransaction<Result>(work: (tx: Transaction) => Promise<Result>): Promise<Result> {
+    return this.transaction(work);
+  }
+
   async notify(channel: Channel, payload: string): Promise<void> {
     await run(this.#engine, "SELECT pg_notify($1, $2)", [channel, payload]);
   }

@@ -95,6 +95,60 @@ function sendTogether({ connection: { stream } }: pg.PoolClient): void {
   process.nextTick(() => stream.uncork());
 }
 
+async function transact<Result>(
+  pool: pg.Pool,
+  work: (tx: Transaction) => Promise<Result>,
+): Promise<Result> {
+  const client = await pool.connect().catch((error: unknown) => {
+    throw translate(error);
+  });
+  // A checked-out connection that breaks between two statements emits an error of its own.
+  const ignore = () => {};
+  client.on("error", ignore);
+  let broken: Error | undefined;
+  let failed: unknown;
+  try {
+    const sent: Promise<unknown>[] = [];
+    const issue = <Row>(sql: string, parameters?: readonly unknown[]): Promise<Row[]> => {
+      sendTogether(client);
+      const statement = run<Row>(client, sql, parameters);
+      statement.catch((error: unknown) => (failed ??= error));
+      return statement;
+    };
+    const send = (sql: string, parameters?: readonly unknown[]): void => {
+      sent.push(issue(sql, parameters));
+    };
+    send("BEGIN");
+    const result = await work({ query: issue, send });
+    send("COMMIT");
+    await Promise.all(sent);
+    // A statement that failed has turned the commit into a rollback.
+    if (failed !== undefined) throw failed as Error;
+    return result;
+  } catch (error) {
+    // Statements behind one that failed say only that the transaction has failed.
+    const cause = error instanceof pg.DatabaseError && error.code === "25P02" ? failed : error;
+    if (cause instanceof StoreUnavailable) broken = cause;
+    else await run(client, "ROLLBACK").catch((failure: Error) => (broken = failure));
+    throw cause as Error;
+  } finally {
+    client.off("error", ignore);
+    client.release(broken);
+  }
+}
+
+/** What all pools share. */
+function connectionOf(settings: PostgresSettings): pg.PoolConfig {
+  return {
+    connectionString: settings.url,
+    connectionTimeoutMillis: settings.connectTimeoutMs,
+    keepAlive: true,
+    application_name: "turnkeeper",
+    // Statements go out without waiting for the answers of those before them.
+    pipeline: true,
+  };
+}
+
 class PostgresDatabase implements Database {
   readonly #settings: PostgresSettings;
   readonly #pool: pg.Pool;
@@ -102,15 +156,7 @@ class PostgresDatabase implements Database {
 
   constructor(settings: PostgresSettings) {
     this.#settings = settings;
-    const shared = {
-      connectionString: settings.url,
-      connectionTimeoutMillis: settings.connectTimeoutMs,
-      query_timeout: settings.answerTimeoutMs,
-      keepAlive: true,
-      application_name: "turnkeeper",
-      // Statements go out without waiting for the answers of those before them.
-      pipeline: true,
-    };
+    const shared = { ...connectionOf(settings), query_timeout: settings.answerTimeoutMs };
     this.#pool = new pg.Pool({
       ...shared,
       max: settings.maxConnections,
@@ -127,42 +173,17 @@ class PostgresDatabase implements Database {
     return run<Row>(this.#pool, sql, parameters);
   }
 
-  async transaction<Result>(work: (tx: Transaction) => Promise<Result>): Promise<Result> {
-    const client = await this.#pool.connect().catch((error: unknown) => {
-      throw translate(error);
-    });
-    // A checked-out connection that breaks between two statements emits an error of its own.
-    const ignore = () => {};
-    client.on("error", ignore);
-    let broken: Error | undefined;
-    let failed: unknown;
+  transaction<Result>(work: (tx: Transaction) => Promise<Result>): Promise<Result> {
+    return transact(this.#pool, work);
+  }
+
+  async patientTransaction<Result>(work: (tx: Transaction) => Promise<Result>): Promise<Result> {
+    const pool = new pg.Pool({ ...connectionOf(this.#settings), max: 1 });
+    pool.on("error", () => {});
     try {
-      const sent: Promise<unknown>[] = [];
-      const issue = <Row>(sql: string, parameters?: readonly unknown[]): Promise<Row[]> => {
-        sendTogether(client);
-        const statement = run<Row>(client, sql, parameters);
-        statement.catch((error: unknown) => (failed ??= error));
-        return statement;
-      };
-      const send = (sql: string, parameters?: readonly unknown[]): void => {
-        sent.push(issue(sql, parameters));
-      };
-      send("BEGIN");
-      const result = await work({ query: issue, send });
-      send("COMMIT");
-      await Promise.all(sent);
-      // A statement that failed has turned the commit into a rollback.
-      if (failed !== undefined) throw failed as Error;
-      return result;
-    } catch (error) {
-      // Statements behind one that failed say only that the transaction has failed.
-      const cause = error instanceof pg.DatabaseError && error.code === "25P02" ? failed : error;
-      if (cause instanceof StoreUnavailable) broken = cause;
-      else await run(client, "ROLLBACK").catch((failure: Error) => (broken = failure));
-      throw cause as Error;
+      return await transact(pool, work);
     } finally {
-      client.off("error", ignore);
-      client.release(broken);
+      await pool.end();
     }
   }
 
