@@ -84,7 +84,7 @@ export interface Config {
   temporalUiUrl: string | null;
   /** The gateway that commands such as `turnkeeper turn list` ask. */
   gatewayUrl: string;
-  /** The key that these commands send; `null`: none. */
+  /** The key that these commands send, and the chat of a first run; `null`: none. */
   gatewayApiKey: string | null;
   maxBodyBytes: number;
   /** Model calls and tool calls that one worker runs at a time. */

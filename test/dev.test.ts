@@ -7,12 +7,15 @@ import OpenAI from "openai";
 import { afterEach, beforeEach, expect, inject, test } from "vitest";
 import { fault, gate, startSimulator, text } from "../src/simulator/server.ts";
 import type { Simulator } from "../src/simulator/server.ts";
+import { createApiKey } from "../src/store/apiKeys.ts";
+import { openPostgres } from "../src/store/postgres.ts";
+import { createTestDatabase } from "./setup/database.ts";
 import { killDevProcesses, runDev, startDev } from "./setup/devProcess.ts";
 import { describeWith } from "./setup/servers.ts";
 
 const hangGuardMs = 120_000;
 
-describeWith(["temporal"], "turnkeeper dev", () => {
+describeWith(["postgres", "temporal"], "turnkeeper dev", () => {
   let folder: string;
   let simulator: Simulator;
 
@@ -53,6 +56,27 @@ describeWith(["temporal"], "turnkeeper dev", () => {
       expect(output).toMatch(/turnkeeper: The turn resp_\w+ failed: .*quota/);
       expect(output).not.toContain("    at ");
       expect(code).toBe(1);
+    },
+    hangGuardMs,
+  );
+
+  test(
+    "needs an API key of a database that has one, and says so",
+    async () => {
+      const { url } = await createTestDatabase();
+      const database = openPostgres({ url });
+      const { secret } = await createApiKey(database, "shop", "test");
+      await database.close();
+      const environment = { ...ownModel(), DATABASE_URL: url };
+      const refused = await runDev(folder, ["--once", "Hi"], environment);
+      expect(refused.output).toMatch(/TURNKEEPER_API_KEY: .*turnkeeper key create/);
+      expect(refused.output).not.toContain("    at ");
+      expect(refused.code).toBe(1);
+      simulator.script(text("Hello"));
+      const withKey = { ...environment, TURNKEEPER_API_KEY: secret };
+      const { code, output } = await runDev(folder, ["--once", "Hi"], withKey);
+      expect(output).toMatch(/turn resp_\w+: 1 model call, \d+ tokens/);
+      expect(code).toBe(0);
     },
     hangGuardMs,
   );

@@ -22,7 +22,6 @@ import { startTemporalServer } from "./temporalServer.ts";
 
 /** Everything of Turnkeeper in this process, and Temporal beside it. */
 export interface DevStack {
-  database: Database;
   gatewayUrl: string;
   /** `null` when Temporal was there already and the configuration does not name its UI. */
   temporalUiUrl: string | null;
@@ -157,7 +156,6 @@ async function startParts(
   // Closing the stack ends both as well; only who still waits wants to hear of it.
   broken.catch(() => {});
   return {
-    database,
     gatewayUrl: gateway.url,
     temporalUiUrl: uiUrl,
     workflowsUrl: shownAt,
