@@ -42,7 +42,7 @@ export default {
     ]),
     mayImport("turns", ["turn", "store", "clientParts.ts", "turnEvents.ts", "turnHandle.ts"]),
     mayImport("turnHandle", ["turn", "turns.ts"]),
-    mayImport("turnEvents", ["turn", "store", "clientParts.ts"]),
+    mayImport("turnEvents", ["turn", "store", "events", "clientParts.ts"]),
     mayImport("clientParts", ["turn", "store", "events", "engine.ts"]),
     {
       name: "workflows-see-only-types-of-activities",

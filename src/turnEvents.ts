@@ -1,16 +1,15 @@
 import { setTimeout as delay } from "node:timers/promises";
 import { reachable } from "./clientParts.ts";
 import type { ClientParts } from "./clientParts.ts";
+import { batchOf, defaultBatchLimits } from "./events/batch.ts";
 import { StoreUnavailable } from "./store/database.ts";
 import { readEventsAfter, readProgress } from "./store/eventLog.ts";
 import { readTurn } from "./store/turns.ts";
+import { isTerminalEvent, recordedType } from "./turn/events.ts";
 import type { RecordedEvent } from "./turn/events.ts";
 import { Refusal } from "./turn/failures.ts";
 import { isTerminal } from "./turn/turn.ts";
 import type { Turn } from "./turn/turn.ts";
-
-/** Events of an ended turn that are read at a time. */
-const pageEvents = 512;
 
 function ifUnavailable(error: unknown): null {
   if (error instanceof StoreUnavailable) return null;
@@ -74,16 +73,18 @@ async function* readEnded(
     const last = page.at(-1);
     if (last === undefined) return;
     yield page;
-    if (page.length < pageEvents) return;
+    if (isTerminalEvent(recordedType(last.body))) return;
     page = await readPage(parts, turn, last.sequenceNumber);
   }
 }
 
+/** What comes after a number, as much of it as one subscriber may hold. */
 async function readPage(parts: ClientParts, turn: Turn, after: number): Promise<RecordedEvent[]> {
   const { database } = parts;
+  const { maxBatchEvents } = defaultBatchLimits;
   const cursors = [{ ...turn, after }];
-  const pages = await reachable(() => readEventsAfter(database, cursors, pageEvents));
-  const page = pages.get(turn.id) ?? [];
+  const pages = await reachable(() => readEventsAfter(database, cursors, maxBatchEvents));
+  const page = batchOf(pages.get(turn.id) ?? [], 0, defaultBatchLimits);
   const isWhole = page[0] !== undefined && page[0].sequenceNumber === after + 1;
   if (isWhole || after >= (await progressOf(parts, turn)).lastNumber) return page;
   const advice = "Retrieve the response without 'stream' instead.";

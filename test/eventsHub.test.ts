@@ -244,6 +244,31 @@ describeOnPostgres("[6] EventHub, with many subscribers", (open: OpenDatabase) =
   });
 });
 
+describeOnPostgres("[6] events of an ended turn", (open) => {
+  test("are handed out in batches that a slow subscriber may hold, to the end", async () => {
+    const { database } = open;
+    const turn = await running(database);
+    const write = writerOf(database, turn);
+    const batchBytes = 64 * 1024;
+    for (const [count, bytes] of [
+      [130, 10],
+      [20, 10_000],
+      [3, 2 * batchBytes],
+    ] as const) {
+      await write(count, bytes);
+    }
+    await endTurn(database, turn, { status: "completed" });
+    const hub = await openHub(database);
+    const turns = new Turns({ database, hub, engine: {} as Engine }, "default");
+    const batches = await Array.fromAsync(await turns.watch(await reread(database, turn)));
+    expect(batches.flat().map((event) => event.sequenceNumber)).toEqual(upTo(2 + 153));
+    for (const batch of batches.filter((each) => each.length > 1)) {
+      expect(batch.length).toBeLessThanOrEqual(64);
+      expect(batch.reduce((sum, { body }) => sum + body.length, 0)).toBeLessThanOrEqual(batchBytes);
+    }
+  });
+});
+
 describeOnPostgres("[6] events that have been dropped", (open) => {
   test("by age are answered with stream_expired, the turn is there", async () => {
     const { database } = open;

@@ -4,26 +4,23 @@ import { readEventsAfter } from "../store/eventLog.ts";
 import type { EventKey } from "../store/eventLog.ts";
 import { isTerminalEvent, recordedType } from "../turn/events.ts";
 import type { RecordedEvent } from "../turn/events.ts";
+import { batchOf, defaultBatchLimits } from "./batch.ts";
+import type { BatchLimits } from "./batch.ts";
 
-export interface EventHubSettings {
+export interface EventHubSettings extends BatchLimits {
   /** A lost notification costs at most this long. */
   rereadMs: number;
   /** Events of one turn that are read at a time, and at most kept in memory for its subscribers. */
   pageEvents: number;
   /** Bytes of one turn's events that are kept in memory for its subscribers. */
   maxRecentBytes: number;
-  /** Events that one subscriber is given at a time: all that a slow one holds in memory. */
-  maxBatchEvents: number;
-  /** Bytes that one subscriber is given at a time, if it is more than one event. */
-  maxBatchBytes: number;
 }
 
 export const defaultEventHubSettings: EventHubSettings = {
   rereadMs: 1_000,
   pageEvents: 512,
   maxRecentBytes: 1024 * 1024,
-  maxBatchEvents: 64,
-  maxBatchBytes: 64 * 1024,
+  ...defaultBatchLimits,
 };
 
 /** This process stops; the stream goes on by number elsewhere. */
@@ -150,7 +147,7 @@ export class EventHub {
   async #next(turn: WatchedTurn, cursor: number, stop: AbortSignal): Promise<RecordedEvent[]> {
     const oldest = turn.recent[0]?.sequenceNumber ?? turn.lastNumber + 1;
     if (cursor + 1 >= oldest && cursor < turn.lastNumber) {
-      return this.#batch(turn.recent, cursor + 1 - oldest);
+      return batchOf(turn.recent, cursor + 1 - oldest, this.#settings);
     }
     if (cursor < turn.lastNumber) return this.#readPage(turn.key, cursor, stop);
     await new Promise<void>((resolve) => {
@@ -165,25 +162,12 @@ export class EventHub {
     return [];
   }
 
-  /** As much from `start` on as one subscriber may hold; at least one event. */
-  #batch(events: readonly RecordedEvent[], start: number): RecordedEvent[] {
-    const { maxBatchEvents, maxBatchBytes } = this.#settings;
-    let end = start;
-    let bytes = 0;
-    while (end < events.length && end - start < maxBatchEvents) {
-      bytes += events[end]?.body.length ?? 0;
-      if (bytes > maxBatchBytes && end > start) break;
-      end += 1;
-    }
-    return events.slice(start, end);
-  }
-
   async #readPage(key: EventKey, after: number, stop: AbortSignal): Promise<RecordedEvent[]> {
     try {
       const cursors = [{ ...key, after }];
       const pages = await readEventsAfter(this.#database, cursors, this.#settings.maxBatchEvents);
       const page = pages.get(key.id);
-      if (page !== undefined) return this.#batch(page, 0);
+      if (page !== undefined) return batchOf(page, 0, this.#settings);
     } catch {
       // The database is away: the next try finds it or not.
     }
