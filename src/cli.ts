@@ -170,6 +170,11 @@ Examples:
     if ((id === undefined) === (options.status === undefined)) {
       replayCommand.error("error: name a turn, or a query with --status");
     }
+    const ofQueries = ["agent", "conversation", "since", "until", "limit", "concurrency"];
+    const given = ofQueries.find((name) => replayCommand.getOptionValueSource(name) === "cli");
+    if (id !== undefined && given !== undefined) {
+      replayCommand.error(`error: --${given} is for a query with --status; a turn is named here`);
+    }
     const { replayTurns } = await import("./commands/replay.ts");
     await replayTurns(gatewayConfig(options), id, options);
   });

@@ -97,6 +97,9 @@ describeWith(["postgres", "temporal"], "turnkeeper turn replay", () => {
     expect(unknown.errors).toContain("(response_not_found)");
     const wrong = await run("resp_nobody", "--status", "failed");
     expect(wrong.errors).toContain("name a turn, or a query with --status");
+    const both = await run("resp_nobody", "--since", "2h", "--concurrency", "1");
+    expect(both).toMatchObject({ code: 1 });
+    expect(both.errors).toContain("--since is for a query with --status");
     const help = await run("--help");
     expect(help.output).toContain("turnkeeper turn replay --status failed --since 2h");
   });
