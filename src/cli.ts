@@ -11,6 +11,7 @@ import { parseTime } from "./commands/figures.ts";
 import { GatewayRefused } from "./commands/gatewayClient.ts";
 import type { ReplayTurns } from "./commands/replay.ts";
 import type { ListTurns } from "./commands/turns.ts";
+import { Stopped } from "./commands/waiting.ts";
 import { DataFolderInUseError } from "./dev/lockFile.ts";
 import { cacheFolder } from "../setup/cacheFolder.mjs";
 import { costSubjects } from "./store/costs.ts";
@@ -257,6 +258,7 @@ try {
   await program.parseAsync();
   process.exit();
 } catch (error) {
+  if (error instanceof Stopped) process.exit();
   console.error(isExpected(error) ? `turnkeeper: ${error.message}` : error);
   process.exit(1);
 }

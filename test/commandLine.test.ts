@@ -7,7 +7,9 @@ import { createApiKey } from "../src/store/apiKeys.ts";
 import { ask } from "./setup/gateway.ts";
 import { startCrashable } from "./setup/crashable.ts";
 import type { Crashable } from "./setup/crashable.ts";
+import { createTestDatabase } from "./setup/database.ts";
 import { describeWith } from "./setup/servers.ts";
+import { startWorkerProcess } from "./setup/workerProcess.ts";
 
 const cli = fileURLToPath(new URL("../src/cli.ts", import.meta.url));
 /** Away from the ports of other tests. */
@@ -57,6 +59,23 @@ describe("a command that asks a gateway", () => {
     expect(await run(["cost", "--url", "localhost"])).toMatchObject({ code: 1 });
     const configured = await run(["cost"], { TURNKEEPER_URL: "localhost" });
     expect(configured.errors).toContain("TURNKEEPER_URL");
+  });
+});
+
+describeWith(["postgres"], "a process that waits for what it needs", () => {
+  test("ends at SIGTERM as one that has drained", async () => {
+    const { url } = await createTestDatabase();
+    const nowhere = `127.0.0.1:${await stepToFreePort(firstPort)}`;
+    const waits = [
+      { databaseUrl: `postgres://${nowhere}/none`, message: "waiting for the database" },
+      { databaseUrl: url, message: "waiting for Temporal" },
+    ];
+    for (const { databaseUrl, message } of waits) {
+      const options = { databaseUrl, temporalAddress: nowhere, openaiBaseUrl: `http://${nowhere}` };
+      const worker = await startWorkerProcess({ ...options, taskQueue: "none" }, message);
+      expect(await worker.stop()).toBe(0);
+      expect(worker.tail().join("\n")).not.toMatch(/Stopped|^ +at /m);
+    }
   });
 });
 

@@ -2,13 +2,15 @@ import type { Config } from "../config.ts";
 import { createApiKey, listApiKeys, revokeApiKey } from "../store/apiKeys.ts";
 import type { Database } from "../store/database.ts";
 import { checkId } from "../turn/request.ts";
-import { createLog, openDatabase, shutdownSignal } from "./parts.ts";
+import { createLog, openDatabase } from "./parts.ts";
 
 async function withDatabase(
   config: Config,
   work: (database: Database) => Promise<void>,
 ): Promise<void> {
-  const database = await openDatabase(config, createLog(config), shutdownSignal());
+  // A signal ends such a command as it ends any: what it was to do has not been done.
+  const { signal } = new AbortController();
+  const database = await openDatabase(config, createLog(config), signal);
   try {
     await work(database);
   } finally {

@@ -9,21 +9,21 @@ import type { Database } from "../store/database.ts";
 import { migrate } from "../store/migrate.ts";
 import { openPostgres } from "../store/postgres.ts";
 import { connectNatively, workflowsUrl } from "../temporal.ts";
-import { waitFor } from "./waiting.ts";
+import { Stopped, waitFor } from "./waiting.ts";
 
 /** A log of JSON lines on stderr; bodies and secrets are never given to it [15]. */
 export function createLog(config: Config): Logger {
   return pino({ level: config.logLevel, base: null }, pino.destination(2));
 }
 
-/** Aborts at the first SIGINT or SIGTERM; the second one ends the process at once. */
+/** Aborts at the first SIGINT or SIGTERM, by {@link Stopped}; the second one ends the process at once. */
 export function shutdownSignal(): AbortSignal {
   const controller = new AbortController();
   for (const signal of ["SIGINT", "SIGTERM"] as const) {
     process.on(signal, () => {
       const exitCodeOfInterrupt = 130;
       if (controller.signal.aborted) process.exit(exitCodeOfInterrupt);
-      controller.abort(new Error(`Stopped by ${signal}.`));
+      controller.abort(new Stopped(`Stopped by ${signal}.`));
     });
   }
   return controller.signal;
