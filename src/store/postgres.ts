@@ -5,7 +5,7 @@ import { repeatEvery } from "./repeat.ts";
 
 export interface PostgresSettings {
   url: string;
-  /** Connections of the pool; one more is used to notify and one to listen. */
+  /** Connections of the pool; one more notifies, and one for each channel listens. */
   maxConnections: number;
   connectTimeoutMs: number;
   statementTimeoutMs: number;
