@@ -222,7 +222,7 @@ describeWith(["postgres", "temporal"], "conversations over HTTP", () => {
     const { id } = await client.conversations.create();
     const input = [{ ...question("Hi"), type: "message" as const, id: "msg_mine" }];
     await client.responses.create({ conversation: id, input });
-    await client.responses.create({ conversation: id, input });
+    const last = await client.responses.create({ conversation: id, input });
     for (const order of ["asc", "desc"] as const) {
       const pages = client.conversations.items.list(id, { order, limit: 1 });
       const ids: string[] = [];
@@ -230,6 +230,9 @@ describeWith(["postgres", "temporal"], "conversations over HTTP", () => {
         ids.push(item.id ?? "");
         expect(ids.length).toBeLessThanOrEqual(4);
       }
+      // A page goes on behind the last item that has the id, in the order of reading.
+      const shown = ["msg_mine", last.output[0]?.id];
+      expect(ids).toEqual(order === "asc" ? shown : shown.toReversed());
     }
   });
 

@@ -52,7 +52,7 @@ describeWith(["postgres", "temporal"], "GET /turnkeeper/v1/cost", () => {
       ],
       total: { turns: 2, calls: 3, calls_exact: 2, input_tokens: 2_000, output_tokens: 200 },
     });
-    expect(body.total.cost_usd).toBeCloseTo(2 * eachUsd);
+    expect(body.total.cost_usd).toBeCloseTo(2 * eachUsd, 6);
     const other = await cost("two", "?by=user");
     expect(other.body).toMatchObject({ data: [{ key: "anna", calls: 1, input_tokens: 7 }] });
     expect((await cost("empty")).body).toMatchObject({

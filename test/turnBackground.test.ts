@@ -269,7 +269,8 @@ describeWith(["postgres", "temporal"], "a turn whose responses the provider keep
 
   test("a call in the place of a lost response waits for its model's rate limit", async () => {
     const { turn, url } = await startKept();
-    deployment.simulator.script(fault.rateLimit({ ms: 1_500 }));
+    const delayMs = 1_500;
+    deployment.simulator.script(fault.rateLimit({ ms: delayMs }));
     const limited = await start();
     const callsOf = ({ id }: TurnHandle) => readModelCalls(deployment.database, "default", id);
     await expect.poll(async () => (await callsOf(limited))[0]?.failureClass).toBe("rate_limited");
@@ -278,9 +279,16 @@ describeWith(["postgres", "temporal"], "a turn whose responses the provider keep
     for (const each of [turn, limited]) {
       expect(await ended(each)).toMatchObject({ status: "completed", text: "Anew." });
     }
-    expect((await callsOf(turn)).map((call) => call.outcome)).toEqual(["wasted", "used"]);
-    const rows = [...(await callsOf(turn)), ...(await callsOf(limited))];
-    expect(rows).toHaveLength(deployment.simulator.bill.length);
+    const [kept, anew, ...none] = await callsOf(turn);
+    const [refused, again, ...more] = await callsOf(limited);
+    expect([...none, ...more]).toEqual([]);
+    expect([kept?.outcome, anew?.outcome]).toEqual(["wasted", "used"]);
+    expect(deployment.simulator.bill).toHaveLength(4);
+    for (const call of [anew, again]) {
+      const waitedMs = Number(call?.startedAt) - Number(refused?.startedAt);
+      // Only that it waited; the clocks of Temporal and of this process differ by a little.
+      expect(waitedMs).toBeGreaterThan(delayMs * 0.9);
+    }
   });
 
   test("cancelling the turn cancels the response at the provider", async () => {

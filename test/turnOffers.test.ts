@@ -2,7 +2,7 @@ import { afterAll, afterEach, beforeAll, expect, test } from "vitest";
 import { Turnkeeper } from "../src/client.ts";
 import { Offers } from "../src/offers.ts";
 import { calls, text } from "../src/simulator/server.ts";
-import { markWorker } from "../src/store/workers.ts";
+import { markWorker, offerChannel } from "../src/store/workers.ts";
 import { defineTool } from "../src/tools/defineTool.ts";
 import { defineAgent } from "../src/turn/agent.ts";
 import type { Turn } from "../src/turn/turn.ts";
@@ -106,10 +106,19 @@ describeWith(["postgres", "temporal"], "a turn that a gateway offers to a worker
 
   test("starts by Temporal alone while no worker has room", async () => {
     await markWorker(deployment.database, { id: "full", taskQueue: "busy", hasRoom: false });
+    const offered: string[] = [];
+    const { database } = deployment;
+    const subscription = await database.listen(offerChannel("full"), (id) => offered.push(id));
     await withOffers("busy", async ({ turns }) => {
       deployment.simulator.script(text("Done."));
       const turn = await turns.start({ input: "Go" });
       expect(await ended(turn)).toMatchObject({ status: "completed", text: "Done." });
+      expect(await firstRun(turn.id)).not.toMatch(/^head-start:/);
     });
+    // Behind it, an offer would have come too.
+    await database.notify(offerChannel("full"), "the end");
+    await expect.poll(() => offered.at(-1)).toBe("the end");
+    expect(offered).toEqual(["the end"]);
+    await subscription.close();
   });
 });

@@ -13,6 +13,7 @@ import { migrateByUrl } from "../setup/migrateByUrl.ts";
 import { startPostgres } from "../setup/postgresServer.ts";
 import type { PostgresServer } from "../setup/postgresServer.ts";
 import { describeWith, sharedTemporal } from "../setup/servers.ts";
+import { ended } from "../setup/turnStream.ts";
 import { startWorkerProcess } from "../setup/workerProcess.ts";
 
 const answer = { deltas: ["One", " two", " three", " four"] };
@@ -53,9 +54,7 @@ describeWith(["postgres", "temporal"], "an outage", () => {
   });
 
   async function expectExact(turn: TurnHandle): Promise<void> {
-    expect(await turn.result()).toMatchObject({ status: "completed", text: whole });
-    const events = await Array.fromAsync(turn.events());
-    expect(events.map((event) => event.sequence_number)).toEqual(events.map((_, at) => at));
+    expect(await ended(turn)).toMatchObject({ status: "completed", text: whole });
   }
 
   test(

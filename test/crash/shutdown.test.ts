@@ -6,6 +6,7 @@ import { startTemporalServer } from "../../src/dev/temporalServer.ts";
 import { openModelEndpoint } from "../../src/responses/call.ts";
 import { gate, text } from "../../src/simulator/server.ts";
 import { connectNatively } from "../../src/temporal.ts";
+import { defineAgent } from "../../src/turn/agent.ts";
 import { createWorker } from "../../src/worker.ts";
 import { startCrashable } from "../setup/crashable.ts";
 import type { Crashable } from "../setup/crashable.ts";
@@ -54,15 +55,18 @@ describeWith(["postgres", "temporal"], "a worker that gets SIGTERM", () => {
         taskQueue,
         database: parts.database,
         endpoint,
-        agents: [],
+        agents: [defineAgent({ name: "default", model: "gpt-test" })],
         tools: [],
         workflowBundle: inject("workflowBundle"),
         log,
         maxConcurrentSteps: 1,
         shutdownGraceMs: 1_000,
       });
+      const turn = await parts.turnkeeper.turns.start({ input: "Count" });
       worker.shutdown();
       await worker.run();
+      expect((await parts.turnkeeper.turns.read(turn.id)).status).toBe("admitted");
+      expect(parts.simulator.requests).toEqual([]);
       await endpoint.close();
       await connection.close();
     },
