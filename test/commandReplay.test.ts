@@ -1,30 +1,12 @@
-import { execFile } from "node:child_process";
-import { fileURLToPath } from "node:url";
 import { afterAll, afterEach, beforeAll, describe, expect, test } from "vitest";
 import { Progress } from "../src/commands/progress.ts";
 import { fault, text } from "../src/simulator/server.ts";
 import { serve } from "./setup/gateway.ts";
 import type { Served } from "./setup/gateway.ts";
+import { runCommand } from "./setup/runCommand.ts";
+import type { Ran } from "./setup/runCommand.ts";
 import { describeWith } from "./setup/servers.ts";
 import { ended } from "./setup/turnStream.ts";
-
-const cli = fileURLToPath(new URL("../src/cli.ts", import.meta.url));
-
-interface Ran {
-  code: number;
-  output: string;
-  errors: string;
-}
-
-/** Runs `turnkeeper turn replay` as a process of its own, its output in pipes. */
-function replay(url: string, args: readonly string[]): Promise<Ran> {
-  const env = { PATH: process.env["PATH"], HOME: process.env["HOME"], TURNKEEPER_URL: url };
-  return new Promise((resolve) => {
-    execFile(process.execPath, [cli, "turn", "replay", ...args], { env }, (error, output, errors) =>
-      resolve({ code: error === null ? 0 : Number(error.code), output, errors }),
-    );
-  });
-}
 
 describeWith(["postgres", "temporal"], "turnkeeper turn replay", () => {
   let served: Served;
@@ -37,7 +19,8 @@ describeWith(["postgres", "temporal"], "turnkeeper turn replay", () => {
 
   afterEach(() => served.endScript());
 
-  const run = (...args: string[]): Promise<Ran> => replay(served.gateway.url, args);
+  const run = (...args: string[]): Promise<Ran> =>
+    runCommand(["turn", "replay", ...args], { TURNKEEPER_URL: served.gateway.url });
 
   async function turn(step: Parameters<Served["simulator"]["script"]>[0]): Promise<string> {
     served.simulator.script(step);
