@@ -204,6 +204,19 @@ describeWith(["postgres", "temporal"], "conversations over HTTP", () => {
     expect(lastSeen()).toEqual(["user: second", "user: third"]);
   });
 
+  test("keep the items of a response that is deleted", async () => {
+    const { client, simulator } = served;
+    simulator.script(text("one"), text("two"));
+    const { id } = await client.conversations.create();
+    const response = await client.responses.create({ conversation: id, input: "Begin" });
+    const before = await client.conversations.items.list(id);
+    expect(before.data).toHaveLength(2);
+    await client.responses.delete(response.id);
+    expect((await client.conversations.items.list(id)).data).toEqual(before.data);
+    await client.responses.create({ conversation: id, input: "Go on" });
+    expect(lastSeen()).toEqual(["user: Begin", "assistant: one", "user: Go on"]);
+  });
+
   test("wait for the answers of calls that they were created with", async () => {
     const { client, simulator } = served;
     simulator.script(text("ok"));

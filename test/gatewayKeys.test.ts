@@ -1,3 +1,4 @@
+import { createHash } from "node:crypto";
 import { once } from "node:events";
 import { request as httpRequest } from "node:http";
 import type { IncomingMessage } from "node:http";
@@ -7,6 +8,7 @@ import { text } from "../src/simulator/server.ts";
 import { createApiKey, revokeApiKey } from "../src/store/apiKeys.ts";
 import { serve } from "./setup/gateway.ts";
 import type { Served } from "./setup/gateway.ts";
+import { runCommand } from "./setup/runCommand.ts";
 import { describeWith } from "./setup/servers.ts";
 
 /** `fetch` does not let the Host header be set. */
@@ -121,6 +123,47 @@ describeWith(["postgres", "temporal"], "with API keys", () => {
     const key = await createApiKey(database, "one", "short-lived");
     await revokeApiKey(database, key.id);
     expect(await statusFor(url, { authorization: `Bearer ${key.secret}` })).toBe(401);
+  });
+
+  const commandsTimeoutMs = 120_000;
+
+  test(
+    "the commands make a key, list it without its secret, and revoke it",
+    async () => {
+      const environment = { DATABASE_URL: served.databaseUrl };
+      const key = (...args: string[]) => runCommand(["key", ...args], environment);
+      const created = await key("create", "--project", "shop", "--name", "till");
+      expect(created.code).toBe(0);
+      const secret = created.output.trim();
+      expect(secret).toMatch(/^tk-[\w-]{43}$/);
+      expect(created.errors).not.toContain(secret);
+      const id = /Key (\w+) of project shop/.exec(created.errors)?.[1] ?? "";
+      const authorization = `Bearer ${secret}`;
+      expect(await statusFor(url, { authorization })).toBe(200);
+      const listed = await key("list");
+      expect(listed.output).toMatch(new RegExp(`${id}.*shop.*till`));
+      expect(listed.output).not.toContain(secret);
+      expect(await key("revoke", id)).toMatchObject({ code: 0 });
+      // One that has not seen the key; others take it for some seconds more.
+      const gateway = await served.startGateway();
+      expect(await statusFor(gateway.url, { authorization })).toBe(401);
+      expect(await key("revoke", id)).toMatchObject({ code: 1 });
+    },
+    commandsTimeoutMs,
+  );
+
+  test("of a key only a hash is stored [15]", async () => {
+    const { database } = served;
+    const { id, secret } = await createApiKey(database, "one", "hashed");
+    const [row] = await database.query<{ secret_hash: Buffer; shown: string }>(
+      "SELECT secret_hash, api_keys::text AS shown FROM api_keys WHERE id = $1",
+      [id],
+    );
+    expect(row?.secret_hash).toEqual(createHash("sha256").update(secret).digest());
+    const random = secret.replace(/^tk-/, "");
+    for (const plain of [random, Buffer.from(secret).toString("hex")]) {
+      expect(row?.shown).not.toContain(plain);
+    }
   });
 
   test("what belongs to another project is not there", async () => {

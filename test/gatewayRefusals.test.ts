@@ -1,5 +1,6 @@
 import { afterAll, afterEach, beforeAll, expect, test } from "vitest";
 import { gate, text } from "../src/simulator/server.ts";
+import { defineAgent } from "../src/turn/agent.ts";
 import { serve } from "./setup/gateway.ts";
 import type { Served } from "./setup/gateway.ts";
 import { describeWith } from "./setup/servers.ts";
@@ -217,5 +218,25 @@ describeWith(["postgres", "temporal"], "the gateway refuses what it cannot take"
     expect(given.headers.get("x-request-id")).toBe("trace-7");
     const odd = await served.ask("GET", "/v1/models", undefined, { "x-request-id": "a b" });
     expect(odd.headers.get("x-request-id")).toMatch(/^req_/);
+  });
+});
+
+describeWith(["postgres", "temporal"], "a gateway whose agents have no default", () => {
+  let served: Served;
+
+  beforeAll(async () => {
+    served = await serve({ agents: [defineAgent({ name: "support", model: "gpt-test" })] });
+  });
+
+  afterAll(() => served.close());
+
+  test.each([
+    ["an agent that is not registered", "sales"],
+    ["no agent", null],
+  ])("refuses a request for %s", async (_name, model) => {
+    expect(await served.ask("POST", "/v1/responses", { input: "Hi", model })).toMatchObject({
+      status: 404,
+      body: { error: { code: "unknown_agent", type: "invalid_request_error", param: "model" } },
+    });
   });
 });

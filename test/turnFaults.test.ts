@@ -1,7 +1,8 @@
 import { afterAll, afterEach, beforeAll, expect, test } from "vitest";
 import type { TurnHandle } from "../src/turnHandle.ts";
 import { apiError } from "../src/simulator/fault.ts";
-import { calls, fault, gate, text } from "../src/simulator/server.ts";
+import { anyFreePort } from "../src/dev/ports.ts";
+import { calls, fault, gate, startSimulator, text } from "../src/simulator/server.ts";
 import type { ScriptStep } from "../src/simulator/server.ts";
 import { createConversation, readHistory } from "../src/store/conversations.ts";
 import { readModelCalls } from "../src/store/modelCalls.ts";
@@ -30,7 +31,8 @@ const agent = (name: string, limits: Partial<TurnLimits> = {}) =>
 const agents = [
   agent("default"),
   agent("twice", { maxAttemptsPerStep: 2 }),
-  agent("hasty", { maxTurnMs: 700 }),
+  // So long that the first words come in time on a busy machine too.
+  agent("hasty", { maxTurnMs: 2_500 }),
   agent("terse", { maxOutputBytes: 1_000 }),
   agent("impatient", { idleTimeoutMs: 200 }),
   agent("patient", { maxTurnMs: 60 * 24 * 60 * 60_000 }),
@@ -271,6 +273,7 @@ describeWith(["postgres", "temporal"], "a turn whose model call goes wrong", () 
     expect(turn).toMatchObject({ status: "incomplete", text: "one two three" });
     expect(turn.response["incomplete_details"]).toEqual({ reason: "deadline" });
     expect(turn.response.output).toMatchObject([{ status: "incomplete" }]);
+    await deployment.simulator.waitFor("aborted");
   });
 
   test("ends at its deadline while it waits for a retry that comes later", async () => {
@@ -320,5 +323,23 @@ describeWith(["postgres", "temporal"], "a turn whose model call goes wrong", () 
     const turn = await run(model, text(answer));
     expect(turn.status).toBe("completed");
     expect(deployment.simulator.requests[0]?.body.model).toBe(model);
+  });
+});
+
+describeWith(["postgres", "temporal"], "a turn that starts while its model server is away", () => {
+  test("completes once the server is there", async () => {
+    const port = await anyFreePort();
+    const deployment = await deploy({ openaiBaseUrl: `http://127.0.0.1:${port}/v1` });
+    const turn = await deployment.turnkeeper.turns.start({ input: "Go" });
+    const ledger = () => readModelCalls(deployment.database, "default", turn.id);
+    await expect.poll(async () => (await ledger()).length).toBeGreaterThan(1);
+    const server = await startSimulator({ mode: "scripted", port });
+    server.script(text(answer));
+    expect(await ended(turn)).toMatchObject({ status: "completed", text: answer });
+    const [last, ...before] = (await ledger()).toReversed();
+    expect(last).toMatchObject({ outcome: "used", failureClass: null });
+    expect(new Set(before.map((call) => call.failureClass))).toEqual(new Set(["transport"]));
+    await deployment.close();
+    await server.close();
   });
 });

@@ -129,6 +129,17 @@ describeWith(["postgres", "temporal"], "the history of a turn", () => {
     expect(summaries).toEqual(['"gpt-test"', '"echo"', '"gpt-test"']);
   });
 
+  test("has the dead worker of a model or tool call missed after 5 s", async () => {
+    deployment.simulator.script(call("echo"), text("Done."));
+    const turn = await start("Hi");
+    await measure(turn);
+    const { events } = await temporal.workflow.getHandle(turn.id).fetchHistory();
+    const timeouts = (events ?? []).flatMap(({ activityTaskScheduledEventAttributes: scheduled }) =>
+      scheduled ? [Number(scheduled.heartbeatTimeout?.seconds ?? 0)] : [],
+    );
+    expect(timeouts).toEqual([5, 5, 5]);
+  });
+
   test(
     "continues as new when it gets long, and the turn goes on where it was",
     async () => {
