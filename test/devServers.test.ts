@@ -9,7 +9,7 @@ import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { fileURLToPath } from "node:url";
 import { Client } from "pg";
-import { afterEach, beforeAll, beforeEach, describe, expect, it, vi } from "vitest";
+import { afterEach, beforeAll, beforeEach, describe, expect, it } from "vitest";
 import { processIdentity } from "../setup/processIdentity.mjs";
 import { anyFreePort, claimPort, PortTakenError, stepToFreePort } from "../src/dev/ports.ts";
 import { startTemporalServer } from "../src/dev/temporalServer.ts";
@@ -94,7 +94,7 @@ describeWith(["temporal"], "the Temporal development server", () => {
   it.skipIf(!hasSetpriv)("dies with a parent that was killed", async () => {
     const parent = await startParent(binary, join(folder, "temporal.db"));
     await killed(parent.process);
-    await vi.waitUntil(() => processIdentity(parent.server.pid) === undefined);
+    await expect.poll(() => processIdentity(parent.server.pid)).toBeUndefined();
   });
 
   it("is stopped by the next start when a killed parent left it behind", async () => {

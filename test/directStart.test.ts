@@ -2,7 +2,7 @@ import { readFile } from "node:fs/promises";
 import type { Client, WorkflowHandle } from "@temporalio/client";
 import { WorkflowExecutionAlreadyStartedError, WorkflowFailedError } from "@temporalio/client";
 import { ApplicationFailure } from "@temporalio/common";
-import { afterAll, afterEach, beforeAll, expect, test, vi } from "vitest";
+import { afterAll, afterEach, beforeAll, expect, test } from "vitest";
 import { gate, text } from "../src/simulator/server.ts";
 import { createConversation, readHistory } from "../src/store/conversations.ts";
 import { newId } from "../src/turn/ids.ts";
@@ -54,9 +54,8 @@ describeWith(["postgres", "temporal"], "a turn that is started in Temporal", () 
   }
 
   async function untilStatus(workflow: WorkflowHandle, status: string): Promise<void> {
-    await vi.waitFor(async () => {
-      expect((await deployment.turnkeeper.turns.read(workflow.workflowId)).status).toBe(status);
-    });
+    const { turns } = deployment.turnkeeper;
+    await expect.poll(async () => (await turns.read(workflow.workflowId)).status).toBe(status);
   }
 
   /** A turn that holds a new conversation until its gate is opened. */

@@ -53,7 +53,7 @@ describeWith(["postgres"], "EventWriter, while the database comes and goes", () 
         WHERE application_name = 'turnkeeper' AND pid <> pg_backend_pid()`;
       const whole = await writeThrough(async () => {
         // It comes back a moment after the last cut.
-        while ((await admin.query(cut)).rowCount === 0);
+        await expect.poll(async () => (await admin.query(cut)).rowCount).toBeGreaterThan(0);
       });
       expect((await deltasOf(database, turn)).join("")).toBe(whole);
       await admin.end();
@@ -81,9 +81,7 @@ describeWith(["postgres"], "EventWriter, while the database comes and goes", () 
     step.append(delta("One"), 1);
     // The write has reached the server once it waits for the head.
     const waiting = "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock'";
-    while ((await client.query(waiting)).rowCount === 0) {
-      await new Promise((resolve) => setImmediate(resolve));
-    }
+    await expect.poll(async () => (await client.query(waiting)).rowCount).toBeGreaterThan(0);
     const drained = step.drain(patient);
     client.on("error", () => {});
     await server.stop();

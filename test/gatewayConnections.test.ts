@@ -45,22 +45,16 @@ describeWith(["postgres", "temporal"], "connections to the gateway", () => {
     return answer;
   }
 
-  async function onlyTurn(input: string): Promise<{ id: string; disconnected: boolean }> {
-    for (;;) {
-      const rows = await served.database.query<{ id: string; disconnected: boolean }>(
-        `SELECT id, disconnected_at IS NOT NULL AS disconnected FROM turns WHERE request LIKE $1`,
-        [`%${input}%`],
-      );
-      expect(rows.length).toBeLessThanOrEqual(1);
-      if (rows[0] !== undefined) return rows[0];
-    }
-  }
+  const turnsOf = (input: string) =>
+    served.database.query<{ id: string; disconnected: boolean }>(
+      `SELECT id, disconnected_at IS NOT NULL AS disconnected FROM turns WHERE request LIKE $1`,
+      [`%${input}%`],
+    );
 
-  async function untilDisconnected(input: string): Promise<string> {
-    for (;;) {
-      const turn = await onlyTurn(input);
-      if (turn.disconnected) return turn.id;
-    }
+  /** The id of the one turn that was started with this input, once it is on record. */
+  async function onlyTurn(input: string, expected: object = {}): Promise<string> {
+    await expect.poll(() => turnsOf(input)).toMatchObject([expected]);
+    return (await turnsOf(input))[0]?.id ?? "";
   }
 
   test("a client that goes away cancels nothing", async () => {
@@ -70,7 +64,7 @@ describeWith(["postgres", "temporal"], "connections to the gateway", () => {
     const stream = await client.responses.create({ input: "leaving", stream: true });
     await held.reached;
     stream.controller.abort();
-    const { id } = await onlyTurn("leaving");
+    const id = await onlyTurn("leaving");
     held.open();
     const rest = await Array.fromAsync(await client.responses.retrieve(id, { stream: true }));
     expect(rest.at(-1)?.type).toBe("response.completed");
@@ -84,7 +78,7 @@ describeWith(["postgres", "temporal"], "connections to the gateway", () => {
     const sent = await open(body);
     await held.reached;
     sent.destroy();
-    const id = await untilDisconnected("cut while waiting");
+    const id = await onlyTurn("cut while waiting", { disconnected: true });
     const second = ask("POST", "/v1/responses", body, repeated);
     held.open();
     expect((await second).body).toMatchObject({ id, status: "completed" });
@@ -101,10 +95,10 @@ describeWith(["postgres", "temporal"], "connections to the gateway", () => {
     // A killed gateway notes no broken connection, and neither does one that knows of none.
     const first = answerOf(await open(body));
     await held.reached;
-    const { id } = await onlyTurn("killed under it");
+    const id = await onlyTurn("killed under it");
     const second = ask("POST", "/v1/responses", body, repeated);
     const given = "SELECT id FROM turns WHERE id = $1 AND reattached_at IS NOT NULL";
-    while ((await served.database.query(given, [id])).length === 0);
+    await expect.poll(() => served.database.query(given, [id])).toHaveLength(1);
     const third = await ask("POST", "/v1/responses", body, repeated);
     held.open();
     expect((await second).body).toMatchObject({ id, status: "completed" });
@@ -134,7 +128,7 @@ describeWith(["postgres", "temporal"], "connections to the gateway", () => {
     });
     const response = await client.responses.create({ input });
     expect(response.output_text).toBe("only once");
-    expect((await onlyTurn(input)).id).toBe(response.id);
+    expect(await onlyTurn(input)).toBe(response.id);
   });
 
   test("the same request from somebody whose connection is whole starts a turn of its own", async () => {
@@ -195,8 +189,9 @@ describeWith(["postgres", "temporal"], "connections to the gateway", () => {
   test("a gateway that closes lets go of its streams, which go on elsewhere by number", async () => {
     const { simulator, startGateway, openClient, client } = served;
     const gateway = await startGateway();
-    const held = gate(1);
-    simulator.script(text("one two three", { pauseAfter: held }), text("later"));
+    const [held, later] = [gate(1), gate(1)];
+    const [one, two] = [{ pauseAfter: held }, { pauseAfter: later }];
+    simulator.script(text("one two three", one), text("later", two));
     const leaving = openClient({ baseURL: `${gateway.url}/v1` });
     const stream = await leaving.responses.create({ input: "moving", stream: true });
     const seen: OpenAI.Responses.ResponseStreamEvent[] = [];
@@ -216,6 +211,7 @@ describeWith(["postgres", "temporal"], "connections to the gateway", () => {
     expect(refused.statusCode).toBe(503);
     await expect(fetch(`${gateway.url}/healthz`)).rejects.toThrow("fetch failed");
     held.open();
+    later.open();
     const { response } = seen[0] as OpenAI.Responses.ResponseCreatedEvent;
     const rest = await client.responses.retrieve(response.id, {
       stream: true,

@@ -2,7 +2,7 @@ import { once } from "node:events";
 import { request as httpRequest } from "node:http";
 import type { IncomingMessage } from "node:http";
 import type OpenAI from "openai";
-import { afterAll, afterEach, beforeAll, expect, test, vi } from "vitest";
+import { afterAll, afterEach, beforeAll, expect, test } from "vitest";
 import { gate, text } from "../src/simulator/server.ts";
 import { createConversation } from "../src/store/conversations.ts";
 import { setCancelTime } from "../src/store/disconnects.ts";
@@ -57,11 +57,9 @@ describeWith(["postgres", "temporal"], "a turn that is to end with its followers
     return row?.ms ?? null;
   }
 
-  const untilLeft = (id: string) =>
-    vi.waitFor(async () => expect(await cancelIn(id)).not.toBeNull(), 5_000);
+  const untilLeft = (id: string) => expect.poll(() => cancelIn(id)).not.toBeNull();
 
-  const untilFollowed = (id: string) =>
-    vi.waitFor(async () => expect(await cancelIn(id)).toBeNull(), 5_000);
+  const untilFollowed = (id: string) => expect.poll(() => cancelIn(id)).toBeNull();
 
   async function letGraceEnd(id: string): Promise<void> {
     await untilLeft(id);
@@ -158,9 +156,8 @@ describeWith(["postgres", "temporal"], "a turn that is to end with its followers
     await gateway.close();
     await letGraceEnd(response.id);
     // Whoever streamed it would keep it.
-    await vi.waitFor(async () => {
-      expect((await client.responses.retrieve(response.id)).status).toBe("cancelled");
-    }, 5_000);
+    const status = async () => (await client.responses.retrieve(response.id)).status;
+    await expect.poll(status).toBe("cancelled");
     holder.open();
     expect((await streamOf(holder.id)).at(-1)?.type).toBe("response.completed");
   });

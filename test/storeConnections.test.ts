@@ -89,7 +89,8 @@ describeWith(["postgres"], "a database that is out of reach is StoreUnavailable"
       await tx.query(insert, ["idle"]);
       const pid = await pidOf(tx);
       // Only the server's own clock ends this wait.
-      while ((await admin.query("SELECT FROM pg_stat_activity WHERE pid = $1", [pid])).rowCount);
+      const connections = "SELECT FROM pg_stat_activity WHERE pid = $1";
+      await expect.poll(async () => (await admin.query(connections, [pid])).rowCount).toBe(0);
       await tx.query("SELECT 1", []);
     });
     await expect(work).rejects.toMatchObject(unavailable);

@@ -1,6 +1,6 @@
 import { Client } from "pg";
 import { pino } from "pino";
-import { expect, test, vi } from "vitest";
+import { expect, test } from "vitest";
 import { createEngine } from "../src/engine.ts";
 import type { Engine } from "../src/engine.ts";
 import { Janitor } from "../src/janitor.ts";
@@ -241,9 +241,7 @@ describeWith(["postgres", "temporal"], "the janitor", () => {
         [late.id],
       );
       janitor.start();
-      await vi.waitFor(async () => {
-        expect((await reread(database, late)).status).toBe("incomplete");
-      });
+      await expect.poll(async () => (await reread(database, late)).status).toBe("incomplete");
     });
     await disconnect();
   });
@@ -255,7 +253,7 @@ describeWith(["postgres", "temporal"], "the janitor", () => {
       await admit(database, {}, { turnId: "resp_".padEnd(longerThanTemporalTakes, "x") });
       const turn = await admit(database);
       janitor.start();
-      await vi.waitFor(async () => expect(await engine.currentRun(turn.id)).not.toBeNull());
+      await expect.poll(() => engine.currentRun(turn.id)).not.toBeNull();
     });
     await disconnect();
   });

@@ -25,6 +25,13 @@ const fallbacks = [
 ];
 const sorry = "Nobody can answer now. Please try again in an hour.";
 
+const answersAlways = {
+  model: "gpt-first",
+  fallbacks: [{ model: "gpt-second", afterFailures: 1 }],
+  staticAnswer: sorry,
+  limits: { maxAttemptsPerStep: 1 },
+};
+
 const agents = [
   defineAgent({ name: "default", model: "gpt-first", tools: ["echo"], fallbacks }),
   defineAgent({
@@ -33,13 +40,8 @@ const agents = [
     fallbacks: [{ model: "gpt-second", afterFailures: 1 }],
   }),
   defineAgent({ name: "patient", model: "gpt-first", fallbacks: [{ model: "gpt-second" }] }),
-  defineAgent({
-    name: "always",
-    model: "gpt-first",
-    fallbacks: [{ model: "gpt-second", afterFailures: 1 }],
-    staticAnswer: sorry,
-    limits: { maxAttemptsPerStep: 1 },
-  }),
+  defineAgent({ name: "always", ...answersAlways }),
+  defineAgent({ name: "counted", ...answersAlways }),
 ];
 
 const soon = { ms: 1 };
@@ -134,9 +136,10 @@ describeWith(["postgres", "temporal"], "a turn whose model fails", () => {
   });
 
   test("is counted by day and agent", async () => {
+    await run("counted", fault.failed(2), fault.failed(2));
     const [row] = await deployment.database.query<Record<string, unknown>>(
       `SELECT turns, fallbacks, static_answers, fallback_rate::float8 FROM fallbacks_by_day
-       WHERE project_id = 'default' AND agent = 'always'`,
+       WHERE project_id = 'default' AND agent = 'counted'`,
       [],
     );
     expect(row).toEqual({ turns: 1, fallbacks: 0, static_answers: 1, fallback_rate: 1 });

@@ -1,4 +1,4 @@
-import { afterAll, afterEach, beforeAll, expect, test, vi } from "vitest";
+import { afterAll, afterEach, beforeAll, expect, test } from "vitest";
 import type { TurnHandle } from "../src/turnHandle.ts";
 import type { StartOptions } from "../src/turns.ts";
 import { always, calls, fault, gate, text } from "../src/simulator/server.ts";
@@ -213,9 +213,8 @@ describeWith(["postgres", "temporal"], "turns of one conversation", () => {
       const args = [{ request: { input: "Something else", conversation } }];
       const start = { taskQueue, workflowId, args };
       const workflow = await client.workflow.start("conversationTurn", start);
-      await vi.waitFor(async () => {
-        expect((await turnkeeper.turns.read(workflowId)).status).toBe("queued");
-      });
+      const { turns } = turnkeeper;
+      await expect.poll(async () => (await turns.read(workflowId)).status).toBe("queued");
       pause.open();
       await ended(asking);
       await expect(workflow.result()).rejects.toMatchObject({

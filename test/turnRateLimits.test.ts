@@ -26,20 +26,22 @@ interface Waiting {
 /** Waits until no worker has the turn's step, and Temporal keeps the time of its next attempt. */
 async function untilWaiting(temporal: Client, turn: TurnHandle): Promise<Waiting> {
   const scheduled = 1;
-  for (;;) {
-    // A head start may come before Temporal knows of the turn.
-    const described = await temporal.workflow
+  // A head start may come before Temporal knows of the turn.
+  const describe = () =>
+    temporal.workflow
       .getHandle(turn.id)
       .describe()
       .catch(() => null);
-    const [pending] = described?.raw.pendingActivities ?? [];
-    const attempt = pending?.attempt ?? 1;
-    if (pending !== undefined && pending.state === scheduled && attempt > 1) {
-      const { seconds, nanos } = pending.currentRetryInterval ?? {};
-      const delayMs = Number(seconds ?? 0) * 1_000 + (nanos ?? 0) / 1e6;
-      return { failureClass: pending.lastFailure?.message ?? "", delayMs };
-    }
-  }
+  let waiting: Waiting | null = null;
+  const look = async (): Promise<Waiting | null> => {
+    const [pending] = (await describe())?.raw.pendingActivities ?? [];
+    if (pending?.state !== scheduled || (pending.attempt ?? 1) === 1) return null;
+    const { seconds, nanos } = pending.currentRetryInterval ?? {};
+    const delayMs = Number(seconds ?? 0) * 1_000 + (nanos ?? 0) / 1e6;
+    return { failureClass: pending.lastFailure?.message ?? "", delayMs };
+  };
+  await expect.poll(async () => (waiting = await look())).not.toBeNull();
+  return waiting as unknown as Waiting;
 }
 
 const said = (message: string) =>

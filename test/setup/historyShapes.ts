@@ -1,4 +1,5 @@
 // Turns of every shape that a workflow's history can have.
+import { expect } from "vitest";
 import { calls, fault, gate, text } from "../../src/simulator/server.ts";
 import type { ScriptStep } from "../../src/simulator/server.ts";
 import { createConversation } from "../../src/store/conversations.ts";
@@ -83,7 +84,8 @@ async function startQueued(parts: Deployment) {
   const holder = await turnkeeper.turns.start({ input: "Hi", conversation });
   await holding.reached;
   const queued = await startDirectly(parts, { input: "Hi", conversation });
-  while ((await pendingActivity(parts, queued))?.activityType?.name !== "awaitGrant");
+  const waitsFor = async () => (await pendingActivity(parts, queued))?.activityType?.name;
+  await expect.poll(waitsFor).toBe("awaitGrant");
   return { queued, holder, open: holding.open };
 }
 
