@@ -54,20 +54,39 @@ export interface DeploymentOptions {
 }
 
 export async function deploy(options: DeploymentOptions = {}): Promise<Deployment> {
+  const opened = new AsyncDisposableStack();
+  try {
+    return await start(options, opened);
+  } catch (error) {
+    await opened.disposeAsync();
+    throw error;
+  }
+}
+
+/** @param opened gets whatever has to be closed. */
+async function start(
+  options: DeploymentOptions,
+  opened: AsyncDisposableStack,
+): Promise<Deployment> {
   const url = options.databaseUrl ?? (await createTestDatabase()).url;
   const taskQueue = options.taskQueue ?? uniqueTaskQueue();
   const simulator = await startSimulator({ mode: "scripted" });
+  opened.defer(() => simulator.close());
   const database = openPostgres({ url });
+  opened.defer(() => database.close());
   const hub = await EventHub.open(database);
+  opened.defer(() => hub.close());
   const log = pino({ level: process.env["TURNKEEPER_LOG_LEVEL"] ?? "silent" });
   const address = options.temporalAddress ?? sharedTemporal().address;
   const { connection, client } = await connectNatively({ address }, log);
+  opened.defer(() => connection.close());
   const endpoint = openModelEndpoint({
     baseUrl: options.openaiBaseUrl ?? simulator.baseUrl,
     apiKey: "sk-simulated",
     connectTimeoutMs: 5_000,
     headersTimeoutMs: 20_000,
   });
+  opened.defer(() => endpoint.close());
   const worker = await createWorker({
     connection,
     client,
@@ -109,11 +128,7 @@ export async function deploy(options: DeploymentOptions = {}): Promise<Deploymen
     async close() {
       worker.shutdown();
       await running;
-      await hub.close();
-      await endpoint.close();
-      await simulator.close();
-      await connection.close();
-      await database.close();
+      await opened.disposeAsync();
     },
   };
 }
