@@ -1,21 +1,10 @@
 import OpenAI from "openai";
 import type { ResponseStreamEvent } from "openai/resources/responses/responses";
-import { afterAll, afterEach, beforeAll, expect, test } from "vitest";
-import { fault, gate, startSimulator, text } from "../src/simulator/server.ts";
-import type { Simulator } from "../src/simulator/server.ts";
+import { expect, test } from "vitest";
+import { fault, gate, text } from "../src/simulator/server.ts";
+import { useSimulator } from "./setup/useSimulator.ts";
 
-let simulator: Simulator;
-let client: OpenAI;
-
-beforeAll(async () => {
-  simulator = await startSimulator();
-  client = new OpenAI({ baseURL: simulator.baseUrl, apiKey: "any", maxRetries: 0 });
-});
-afterEach(() => {
-  simulator.assertConsumed();
-  simulator.reset();
-});
-afterAll(() => simulator.close());
+const { simulator, client } = await useSimulator();
 
 const request = { model: "gpt-6-luna", input: "hi" };
 const WORDS = "one two three four five six seven eight";

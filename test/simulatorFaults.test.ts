@@ -1,20 +1,10 @@
 import OpenAI from "openai";
-import { afterAll, afterEach, beforeAll, describe, expect, test } from "vitest";
-import { always, fault, startSimulator, text } from "../src/simulator/server.ts";
-import type { ScriptStep, Simulator } from "../src/simulator/server.ts";
+import { describe, expect, test } from "vitest";
+import { always, fault, text } from "../src/simulator/server.ts";
+import type { ScriptStep } from "../src/simulator/server.ts";
+import { useSimulator } from "./setup/useSimulator.ts";
 
-let simulator: Simulator;
-let client: OpenAI;
-
-beforeAll(async () => {
-  simulator = await startSimulator();
-  client = new OpenAI({ baseURL: simulator.baseUrl, apiKey: "any", maxRetries: 0 });
-});
-afterEach(() => {
-  simulator.assertConsumed();
-  simulator.reset();
-});
-afterAll(() => simulator.close());
+const { simulator, client } = await useSimulator();
 
 const request = { model: "gpt-6-luna", input: "hi" };
 

@@ -11,6 +11,7 @@ import type { Deployment } from "./setup/deployment.ts";
 import { describeWith } from "./setup/servers.ts";
 import { ended } from "./setup/turnStream.ts";
 import type { EndedTurn } from "./setup/turnStream.ts";
+import { untilSaid } from "./setup/untilSaid.ts";
 
 let effects = 0;
 
@@ -169,7 +170,7 @@ describeWith(["postgres", "temporal"], "a turn whose responses the provider keep
     const strike = breaking(2, text("", { deltas, pauseAfter: gate(4) }));
     deployment.simulator.script(text("", { deltas }));
     const turn = await start();
-    await firstDelta(turn);
+    await untilSaid(turn);
     const id = await keptId(turn);
     await strike(turn);
     await fetch(`${deployment.simulator.baseUrl}/responses/${id}`, {
@@ -297,7 +298,7 @@ describeWith(["postgres", "temporal"], "a turn whose responses the provider keep
     deployment.simulator.script(text("", { deltas, pauseAfter: pause }));
     const turn = await start();
     await pause.reached;
-    await firstDelta(turn);
+    await untilSaid(turn);
     await turn.cancel();
     await isCancelled();
     const end = await ended(turn);
@@ -321,10 +322,3 @@ describeWith(["postgres", "temporal"], "a turn whose responses the provider keep
     expect((await ended(turn)).status).toBe("cancelled");
   });
 });
-
-async function firstDelta(turn: TurnHandle): Promise<unknown> {
-  for await (const event of turn.events()) {
-    if (event.type === "response.output_text.delta") return event["delta"];
-  }
-  return null;
-}

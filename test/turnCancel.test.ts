@@ -12,6 +12,7 @@ import type { Deployment } from "./setup/deployment.ts";
 import { describeWith } from "./setup/servers.ts";
 import { admit } from "./setup/storeTurns.ts";
 import { ended } from "./setup/turnStream.ts";
+import { untilSaid } from "./setup/untilSaid.ts";
 
 /** What the tool saw of its last call. */
 let seen = { called: Promise.withResolvers<string>(), aborted: Promise.withResolvers<void>() };
@@ -56,11 +57,7 @@ describeWith(["postgres", "temporal"], "a turn that is cancelled", () => {
     deployment.simulator.script(text("", { deltas: ["One", " two", " three"], pauseAfter: pause }));
     const turn = await start("Count");
     await pause.reached;
-    let said = "";
-    for await (const event of turn.events()) {
-      if (event.type === "response.output_text.delta") said += String(event["delta"]);
-      if (said === "One two") break;
-    }
+    await untilSaid(turn, "One two");
     return turn;
   }
 

@@ -11,6 +11,7 @@ import { serve } from "./setup/gateway.ts";
 import type { Served } from "./setup/gateway.ts";
 import { describeWith } from "./setup/servers.ts";
 import { ended } from "./setup/turnStream.ts";
+import { untilSaid } from "./setup/untilSaid.ts";
 
 let called = Promise.withResolvers<void>();
 
@@ -61,11 +62,7 @@ describeWith(["postgres", "temporal"], "[2][12] a turn that interrupts", () => {
     served.simulator.script(text("", { deltas: ["One", " two", " three"], pauseAfter: pause }));
     const turn = await say("Count");
     await pause.reached;
-    let said = "";
-    for await (const event of turn.events()) {
-      if (event.type === "response.output_text.delta") said += String(event["delta"]);
-      if (said === "One two") break;
-    }
+    await untilSaid(turn, "One two");
     return turn;
   }
 

@@ -12,6 +12,7 @@ import { startCrashable } from "./setup/crashable.ts";
 import { deploy } from "./setup/deployment.ts";
 import type { Deployment } from "./setup/deployment.ts";
 import { describeWith } from "./setup/servers.ts";
+import { untilSaid } from "./setup/untilSaid.ts";
 
 const model = "gpt-6.1-terra";
 const longTestMs = 120_000;
@@ -180,9 +181,7 @@ describeWith(["postgres", "temporal"], "[7] the ledger of a worker that is kille
         parts.simulator.script(text("", { deltas, pauseAfter: pause }), text("The answer."));
         const turn = await parts.turnkeeper.turns.start({ input: "word ".repeat(50), model });
         await pause.reached;
-        for await (const event of turn.events()) {
-          if (event.type === "response.output_text.delta") break;
-        }
+        await untilSaid(turn);
         await first.kill();
         await parts.startWorker();
         expect(await turn.result()).toMatchObject({ status: "completed", text: "The answer." });

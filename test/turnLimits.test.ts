@@ -13,6 +13,7 @@ import { maxTurnTokens } from "./setup/limitedApp.ts";
 import { describeWith } from "./setup/servers.ts";
 import { ended } from "./setup/turnStream.ts";
 import type { EndedTurn } from "./setup/turnStream.ts";
+import { untilSaid } from "./setup/untilSaid.ts";
 
 let counted = 0;
 
@@ -192,9 +193,7 @@ describeWith(["postgres", "temporal"], "a turn whose worker dies in its last wor
         simulator.script(asks(), asks(), text("", { deltas, pauseAfter: pause }), text(report));
         const turn = await turnkeeper.turns.start({ input: "Go" });
         await pause.reached;
-        for await (const event of turn.events()) {
-          if (event.type === "response.output_text.delta") break;
-        }
+        await untilSaid(turn);
         await first.kill();
         await parts.startWorker({ environment });
         const result = await ended(turn);

@@ -7,6 +7,7 @@ import { startCrashable } from "../setup/crashable.ts";
 import type { Crashable } from "../setup/crashable.ts";
 import { describeWith } from "../setup/servers.ts";
 import { ended } from "../setup/turnStream.ts";
+import { untilSaid } from "../setup/untilSaid.ts";
 
 const deltas = ["One", " two", " three", " four", " five", " six"];
 const crashTimeoutMs = 120_000;
@@ -53,7 +54,7 @@ describeWith(["postgres", "temporal"], "a turn whose responses the provider keep
       parts.simulator.script(text("", { deltas, pauseAfter: [first, second] }));
       const turn = await parts.turnkeeper.turns.start({ input: "Hi" });
       await first.reached;
-      await firstDelta(turn);
+      await untilSaid(turn);
       await worker.kill();
       first.open();
       await second.reached;
@@ -73,7 +74,7 @@ describeWith(["postgres", "temporal"], "a turn whose responses the provider keep
       parts.simulator.script(text("", { deltas, pauseAfter: pause }));
       const turn = await parts.turnkeeper.turns.start({ input: "Hi" });
       await pause.reached;
-      await firstDelta(turn);
+      await untilSaid(turn);
       await worker.kill();
       pause.open();
       await parts.simulator.waitFor("finished");
@@ -91,7 +92,7 @@ describeWith(["postgres", "temporal"], "a turn whose responses the provider keep
       parts.simulator.script(text("", { deltas, pauseAfter: pause }));
       const turn = await parts.turnkeeper.turns.start({ input: "Hi" });
       await pause.reached;
-      await firstDelta(turn);
+      await untilSaid(turn);
       await startWorker();
       expect(await worker.stop()).toBe(0);
       await parts.simulator.waitFor("request", isResume);
@@ -101,9 +102,3 @@ describeWith(["postgres", "temporal"], "a turn whose responses the provider keep
     crashTimeoutMs,
   );
 });
-
-async function firstDelta(turn: TurnHandle): Promise<void> {
-  for await (const event of turn.events()) {
-    if (event.type === "response.output_text.delta") return;
-  }
-}

@@ -13,6 +13,7 @@ import type { Crashable } from "../setup/crashable.ts";
 import { startProxy } from "../setup/proxy.ts";
 import { describeWith, sharedTemporal } from "../setup/servers.ts";
 import { ended } from "../setup/turnStream.ts";
+import { untilSaid } from "../setup/untilSaid.ts";
 
 const answer = { deltas: ["One", " two", " three", " four"] };
 const whole = "One two three four";
@@ -92,7 +93,7 @@ describeWith(["postgres", "temporal"], "a turn whose process dies", () => {
       parts.simulator.script(text("", { ...answer, pauseAfter: pause }), text("", answer));
       const turn = await parts.turnkeeper.turns.start({ input: "Hi" });
       await pause.reached;
-      await firstDelta(turn);
+      await untilSaid(turn);
       await first.kill();
       await parts.startWorker();
       await expectExact(turn, { modelCalls: 2, abandonedTexts: 1 });
@@ -129,7 +130,7 @@ describeWith(["postgres", "temporal"], "a turn whose process dies", () => {
       parts.simulator.script(text("", { ...answer, pauseAfter: pause }), text("", answer));
       const turn = await parts.turnkeeper.turns.start({ input: "Hi" });
       await pause.reached;
-      await firstDelta(turn);
+      await untilSaid(turn);
       sleeper.signal("SIGSTOP");
       await parts.startWorker();
       await turn.result();
@@ -143,9 +144,3 @@ describeWith(["postgres", "temporal"], "a turn whose process dies", () => {
     crashTimeoutMs,
   );
 });
-
-async function firstDelta(turn: TurnHandle): Promise<void> {
-  for await (const event of turn.events()) {
-    if (event.type === "response.output_text.delta") return;
-  }
-}
