@@ -11,6 +11,7 @@ import { createWorker } from "../../src/worker.ts";
 import { startCrashable } from "../setup/crashable.ts";
 import type { Crashable } from "../setup/crashable.ts";
 import { describeWith, sharedTemporal } from "../setup/servers.ts";
+import { ended } from "../setup/turnStream.ts";
 
 const answer = { deltas: ["One", " two", " three"] };
 const hangGuardMs = 120_000;
@@ -86,9 +87,7 @@ describeWith(["postgres", "temporal"], "a worker that gets SIGTERM", () => {
       await parts.simulator.waitFor("aborted");
       expect(await stopped).toBe(0);
       await parts.startWorker();
-      expect(await turn.result()).toMatchObject({ status: "completed", text: "One two three" });
-      const events = await Array.fromAsync(turn.events());
-      expect(events.map((event) => event.sequence_number)).toEqual(events.map((_, at) => at));
+      expect(await ended(turn)).toMatchObject({ status: "completed", text: "One two three" });
     },
     hangGuardMs,
   );
