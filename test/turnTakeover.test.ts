@@ -19,6 +19,7 @@ import { deploy } from "./setup/deployment.ts";
 import type { Deployment } from "./setup/deployment.ts";
 import { describeWith, sharedTemporal } from "./setup/servers.ts";
 import { ended } from "./setup/turnStream.ts";
+import { untilSaid } from "./setup/untilSaid.ts";
 
 const answer = "A whole answer.";
 
@@ -238,6 +239,29 @@ describeWith(["postgres", "temporal"], "a step that is taken over", () => {
     expect(result).toMatchObject({ status: "completed", text: answer });
     expect(JSON.stringify(result.events)).not.toContain("four");
     expect(await outcomes(turn)).toEqual(["wasted", "used"]);
+  });
+
+  test.each([
+    ["cancel_requested_at = now()", "cancelled"],
+    ["deadline_at = now()", "incomplete"],
+  ])("when its turn is over, by %s, keeps what was shown of it", async (over, status) => {
+    const { simulator, database } = deployment;
+    const pause = gate(2);
+    simulator.script(text("one two three four", { pauseAfter: pause }));
+    const turn = await start();
+    await untilSaid(turn, "one two");
+    // In one, so that the attempt that runs hears of neither before the other.
+    await database.query(
+      `WITH replaced AS (UPDATE steps SET attempt = 2, token = '' WHERE turn_id = $1)
+       UPDATE turns SET ${over} WHERE id = $1`,
+      [turn.id],
+    );
+    pause.open();
+    const result = await ended(turn);
+    expect(result).toMatchObject({ status, text: "one two" });
+    expect(result.response.output).toMatchObject([{ type: "message", status: "incomplete" }]);
+    expect(simulator.bill).toHaveLength(1);
+    expect(await outcomes(turn)).toEqual(["wasted"]);
   });
 
   test.each([
