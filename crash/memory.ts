@@ -6,6 +6,11 @@ interface Sample {
   megabytes: number;
 }
 
+export interface Peak {
+  name: string;
+  megabytes: number;
+}
+
 /** The resident memory of processes, sampled while they work. */
 export class Memory {
   readonly #samples = new Map<string, Sample[]>();
@@ -31,9 +36,14 @@ export class Memory {
     clearInterval(this.#timer);
   }
 
-  /** The most that any of the processes had. */
-  peakMb(): number {
-    return Math.max(0, ...[...this.#samples.values()].flat().map(({ megabytes }) => megabytes));
+  /** The most that any of the processes had, and which one. */
+  peak(): Peak {
+    const peaks = [...this.#samples].map(([name, samples]) => ({
+      name,
+      megabytes: Math.max(...samples.map(({ megabytes }) => megabytes)),
+    }));
+    const none = { name: "none", megabytes: 0 };
+    return peaks.reduce((most, each) => (each.megabytes > most.megabytes ? each : most), none);
   }
 
   /**

@@ -3,6 +3,7 @@ import type { Lane } from "./lane.ts";
 import { Load } from "./load.ts";
 import type { LoadOptions } from "./load.ts";
 import { Memory } from "./memory.ts";
+import type { Peak } from "./memory.ts";
 import { points } from "./points.ts";
 import type { MatrixPoint } from "./points.ts";
 import { untilQuiet } from "./quiet.ts";
@@ -21,7 +22,7 @@ export interface PhaseResult {
   problems: Problem[];
   /** From when all was back, or the last turn began, to the end of the last turn. */
   recoverMs: number;
-  peakMb: number;
+  peak: Peak;
   /** The largest growth of a process that nobody killed; `null` where it says nothing. */
   growth: number | null;
 }
@@ -69,7 +70,7 @@ async function phase(
     kills,
     problems,
     recoverMs,
-    peakMb: memory.peakMb(),
+    peak: memory.peak(),
     growth: Math.max(...survivors(lane).map(({ name: of }) => memory.growth().get(of) ?? 0)),
   };
 }

@@ -84,7 +84,8 @@ function isLong({ name }: PhaseResult): boolean {
 function isKept(result: PhaseResult): boolean {
   // What could not be measured is not kept.
   const isSteady = !isLong(result) || (result.growth ?? Number.NaN) <= growthBar;
-  const isBounded = result.peakMb > 0 && result.peakMb <= memoryBarMb;
+  const { megabytes } = result.peak;
+  const isBounded = megabytes > 0 && megabytes <= memoryBarMb;
   return result.problems.length === 0 && isBounded && isSteady;
 }
 
@@ -107,7 +108,7 @@ function tableOf(results: readonly PhaseResult[]): string {
     `${result.kills}`,
     `${result.problems.length}`,
     `${seconds(result.recoverMs)} s`,
-    `${result.peakMb.toFixed(0)} MB`,
+    `${result.peak.megabytes.toFixed(0)} MB (${result.peak.name})`,
     isLong(result) && result.growth !== null ? `${(result.growth * 100).toFixed(1)} %` : "",
     isKept(result) ? "kept" : "**broken**",
   ]);
