@@ -2,8 +2,8 @@ import { createServer } from "node:http";
 import type { IncomingMessage, Server, ServerResponse } from "node:http";
 import type { AddressInfo } from "node:net";
 import { text as readText } from "node:stream/consumers";
-import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
-import { openModelEndpoint, RequestLate } from "../src/responses/call.ts";
+import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import { openModelEndpoint } from "../src/responses/call.ts";
 import type { ModelCall, ModelEndpoint, UpstreamEvent } from "../src/responses/call.ts";
 import { apiError, fault } from "../src/simulator/fault.ts";
 import { gate } from "../src/simulator/gate.ts";
@@ -127,24 +127,6 @@ describe("a call to the simulator", () => {
     const included = simulator.requests.map((request) => request.body["include"]);
     const wanted = ["reasoning.encrypted_content"];
     expect(included).toEqual([wanted, undefined, undefined, wanted]);
-  });
-
-  it("remembers that also where the next request came too late to leave", async () => {
-    const sendBy = Date.now() + 200;
-    simulator.script(async () => {
-      await vi.waitUntil(() => Date.now() > sendBy, { timeout: 20_000, interval: 5 });
-      const message = "Encrypted content is not supported.";
-      const refusal = apiError(message, "invalid_request_error", null, "include");
-      return fault.status(400, { body: refusal });
-    }, text("ok"));
-    const options = { signal: new AbortController().signal, idleTimeoutMs: 5_000, sendBy };
-    const late = endpoint.stream(callOf(), options)[Symbol.asyncIterator]();
-    await expect(late.next()).rejects.toThrow(RequestLate);
-    expect((await outcomeOf(endpoint)).failure).toBeNull();
-    expect(simulator.requests.map(({ body }) => body["include"])).toEqual([
-      ["reasoning.encrypted_content"],
-      undefined,
-    ]);
   });
 
   it("tells broken encrypted content from a model that has none", async () => {
@@ -344,20 +326,6 @@ describe("a call to a server with manners of its own", () => {
       response.end(JSON.stringify(body));
     };
   }
-
-  it("sends nothing once the moment is over by which it had to leave, and keeps the connection", async () => {
-    sse(completed);
-    const whole = { events: [completed], failure: null };
-    expect(await outcomeOf(endpoint)).toEqual(whole);
-    answer = () => expect.unreachable("a request was sent");
-    const options = { signal: new AbortController().signal, idleTimeoutMs: 5_000 };
-    const stream = endpoint.stream(callOf(), { ...options, sendBy: Date.now() - 1 });
-    await expect(stream[Symbol.asyncIterator]().next()).rejects.toThrow(RequestLate);
-    const opened = sockets;
-    sse(completed);
-    expect(await outcomeOf(endpoint)).toEqual(whole);
-    expect(sockets).toBe(opened);
-  });
 
   it("passes over frames that are no events, and needs no sequence numbers", async () => {
     sse(null, 5, "text", [1], { delta: "untyped" }, completed);
