@@ -127,8 +127,11 @@ async function tellOfInterruption(
   await parts.cancelWorkflow(interruptedId).catch(() => {});
 }
 
-/** A notification can be lost, so a waiting turn looks again after this long. */
-const lookAgainMs = 15_000;
+/**
+ * Whoever grants a turn tells its workflow; where that process dies before, the next attempt finds it. Those
+ * leave no events in history.
+ */
+const lookAgainMs = 5_000;
 
 /** The `awaitGrant` activity: succeeds once the turn holds its conversation, or has ended. */
 export function createAwaitGrant(parts: Parts) {
