@@ -6,7 +6,7 @@ export default defineConfig({
     globalSetup: ["test/setup/globalSetup.ts"],
     pool: "forks",
     // Much of the run is waiting for what was killed to be missed.
-    maxWorkers: 3,
+    maxWorkers: 4,
     // Loading the SDKs anew for each file would take a third of the run; no test replaces a module.
     isolate: false,
     testTimeout: 30_000,
