@@ -6,7 +6,8 @@ import type { Turn } from "../turn/turn.ts";
 /**
  * Which calls Turnkeeper answers: those of the agent's tools, and those of tools that nobody has,
  * which go back to the model as an error. Definitions that a provider loads by itself
- * (`tool_search`, `namespace`) or that came as an item (`additional_tools`) have names that no list here knows; their calls are the client's.
+ * (`tool_search`, `namespace`) or that came as an item (`additional_tools`) have names that no list here
+ * knows; their calls are the client's.
  */
 export function serverCalls(agent: Agent, turn: Turn): (item: Record<string, unknown>) => boolean {
   const tools = turn.request.tools as { type: string; name?: string }[];

@@ -197,9 +197,10 @@ async function abandonPreviousAttempt(
   tx: Queryable,
   turn: Turn,
   step: number,
+  isTurnOver: boolean,
 ): Promise<TurnEvent[]> {
   const [recorded] = await Promise.all([readAllEvents(tx, turn), wasteOpenCalls(tx, turn, step)]);
-  return isOver(turn) ? [] : closeOpenItems(recorded).events;
+  return isTurnOver ? [] : closeOpenItems(recorded).events;
 }
 
 /** Whoever claims a step of it only ends the turn. */
@@ -232,13 +233,14 @@ async function claimInside(
   const { turn, isFirst } = taken;
   const isResent = before?.token === token;
   const wasRunning = before !== undefined && before.state !== "scheduled" && !isResent;
-  const begunAt = wasRunning && isOver(turn) ? before.first_output_index : null;
+  const isTurnOver = isOver(turn);
+  const begunAt = wasRunning && isTurnOver ? before.first_output_index : null;
   const firstOutputIndex = begunAt ?? nextOutputIndex;
   takeStep(tx, claim, turn, firstOutputIndex);
   const events = isFirst ? [lifecycleEvent(responseObject(turn))] : [];
   const kept = before === undefined ? null : await readKept(tx, turn, before);
   if (kind === "model" && wasRunning && kept === null) {
-    events.push(...(await abandonPreviousAttempt(tx, turn, fence.step)));
+    events.push(...(await abandonPreviousAttempt(tx, turn, fence.step, isTurnOver)));
   }
   const hasShown = kind === "model" && firstOutputIndex > 0;
   const opened = isResent || kept !== null ? await findOpenModelCall(tx, fence) : null;

@@ -118,27 +118,31 @@ export async function makePartitions(database: Database, daysAhead: number): Pro
   );
   for (const { name, day } of rows) {
     // A day whose events lie in the default partition keeps them there; trying would lock them all.
-    await change(
+    await changeUnlessBusy(
       database,
       `CREATE TABLE IF NOT EXISTS ${name} PARTITION OF turn_events
        FOR VALUES FROM ('${day}') TO (date '${day}' + 1)`,
-    );
+    ).catch(() => {});
   }
 }
 
 /** Everybody who reads or writes events waits behind a change of the table that waits itself. */
 const lockTimeoutMs = 200;
 
+/** SQLSTATE `lock_not_available` (PostgreSQL manual, appendix A). */
+const lockNotAvailable = "55P03";
+
 /** Returns whether it was done; if not, as while a backup reads the table, a later round does it. */
-async function change(database: Database, sql: string): Promise<boolean> {
+async function changeUnlessBusy(database: Database, sql: string): Promise<boolean> {
   try {
     await database.transaction(async (tx) => {
       tx.send(`SET LOCAL lock_timeout = ${lockTimeoutMs}`);
       await tx.query(sql);
     });
     return true;
-  } catch {
-    return false;
+  } catch (error) {
+    if ((error as { code?: unknown }).code === lockNotAvailable) return false;
+    throw error;
   }
 }
 
@@ -159,7 +163,7 @@ export async function dropOldPartitions(
   );
   const dropped: string[] = [];
   for (const { name } of rows) {
-    if (await change(database, `DROP TABLE ${name}`)) dropped.push(name);
+    if (await changeUnlessBusy(database, `DROP TABLE ${name}`)) dropped.push(name);
   }
   return dropped;
 }
