@@ -83,7 +83,6 @@ export class LaneProcess {
 
   async close(): Promise<void> {
     this.#isClosing = true;
-    this.#isToEnd = true;
     const current = await this.#started.promise;
     current.signal("SIGCONT");
     current.signal("SIGKILL");
@@ -107,7 +106,8 @@ export class LaneProcess {
         this.#current = started;
         this.#started.resolve(started);
         const code = await started.exited;
-        if (!this.#isToEnd) this.#crashes.push(`${this.name} ended by itself with ${code}`);
+        const isExpected = this.#isToEnd || this.#isClosing;
+        if (!isExpected) this.#crashes.push(`${this.name} ended by itself with ${code}`);
         this.#isToEnd = false;
         this.#started = Promise.withResolvers();
       }

@@ -40,18 +40,16 @@ export async function describeWorkflow(
   lane: Lane,
   turnId: string,
 ): Promise<WorkflowExecutionDescription | null> {
-  const describe = () => lane.temporal.workflow.getHandle(turnId).describe();
-  const isKnown = (error: unknown) => !(error instanceof WorkflowNotFoundError);
-  try {
-    // A call on its way while something was struck fails once.
-    return await describe().catch((error: unknown) => {
-      if (isKnown(error)) return describe();
+  const describe = async () => {
+    try {
+      return await lane.temporal.workflow.getHandle(turnId).describe();
+    } catch (error) {
+      if (error instanceof WorkflowNotFoundError) return null;
       throw error;
-    });
-  } catch (error) {
-    if (error instanceof WorkflowNotFoundError) return null;
-    throw error;
-  }
+    }
+  };
+  // A call on its way while something was struck fails once.
+  return describe().catch(describe);
 }
 
 /** `TIMEOUT_TYPE_START_TO_CLOSE` of Temporal's API. */

@@ -10,6 +10,7 @@ import type { ModelCallRecord } from "../src/store/modelCalls.ts";
 import type { NumberedEvent } from "../src/turn/events.ts";
 import { outputText } from "../src/turn/items.ts";
 import type { Item } from "../src/turn/items.ts";
+import { unansweredCalls } from "../src/turn/pairs.ts";
 import type { Turn } from "../src/turn/turn.ts";
 import { itemsShownOtherwise } from "../test/setup/shownText.ts";
 import type { ModelCall } from "./model.ts";
@@ -111,10 +112,8 @@ export function checkCalls(
   if (turn.status !== "completed") return [];
   const calls = items.filter((item) => item.type === "function_call");
   const names = calls.map((item) => String(item["name"]));
-  const answered = new Set(
-    items.filter((item) => item.type === "function_call_output").map((item) => item["call_id"]),
-  );
-  const open = calls.filter((item) => !answered.has(item["call_id"])).map((item) => item["name"]);
+  const unanswered = new Set<unknown>(unansweredCalls(items).map(({ id }) => id));
+  const open = calls.filter((item) => unanswered.has(item["call_id"])).map((item) => item["name"]);
   const isRight =
     isDeepStrictEqual(names, expected.calls) && isDeepStrictEqual(open, expected.openCalls);
   const detail = `the conversation has the calls ${names.join(", ")}, of which are open: ${open.join(", ")}`;
@@ -269,7 +268,8 @@ export function checkPayments({
 
 /**
  * Every call on the bill has one row, used once for each answer; what is said to be exact equals the
- * bill, and there is no other row that names a call. Rows of calls that never left, or of which nobody heard the id, are wasted and not exact.
+ * bill, and there is no other row that names a call. Rows of calls that never left, or of which nobody
+ * heard the id, are wasted and not exact.
  */
 export function checkLedger(
   bill: readonly BilledCall[],
@@ -281,12 +281,13 @@ export function checkLedger(
   const named = new Set(ledger.filter((row) => !unnamed.includes(row)));
   let nameless = 0;
   for (const billed of bill) {
-    const [row, ...others] = [...named].filter(
+    const rows = [...named].filter(
       ({ responseId, requestId }) =>
         requestId === billed.requestId || (responseId !== null && responseId === billed.responseId),
     );
-    for (const own of [row, ...others]) if (own !== undefined) named.delete(own);
-    if (others.length > 0) problems.push(problem(`call ${billed.requestId} has two rows`));
+    for (const each of rows) named.delete(each);
+    const [row] = rows;
+    if (rows.length > 1) problems.push(problem(`call ${billed.requestId} has two rows`));
     if (row === undefined) nameless += 1;
     else if (row.certainty === "exact") {
       const { inputTokens, cachedTokens, outputTokens, reasoningTokens } = billed;

@@ -1,26 +1,19 @@
-import { afterAll, afterEach, beforeAll, expect, test, vi } from "vitest";
+import { afterAll, expect, test, vi } from "vitest";
 import { openModelEndpoint, RequestLate } from "../src/responses/call.ts";
-import type { ModelEndpoint } from "../src/responses/call.ts";
 import { apiError, fault } from "../src/simulator/fault.ts";
-import { startSimulator, text } from "../src/simulator/server.ts";
-import type { Simulator } from "../src/simulator/server.ts";
+import { text } from "../src/simulator/server.ts";
 import { userMessage } from "../src/turn/items.ts";
+import { useSimulator } from "./setup/useSimulator.ts";
 
-let simulator: Simulator;
-let endpoint: ModelEndpoint;
-
-beforeAll(async () => {
-  simulator = await startSimulator();
-  const timeouts = { connectTimeoutMs: 2_000, headersTimeoutMs: 5_000 };
-  endpoint = openModelEndpoint({ baseUrl: simulator.baseUrl, apiKey: "sk-simulated", ...timeouts });
+const { simulator } = await useSimulator();
+const endpoint = openModelEndpoint({
+  baseUrl: simulator.baseUrl,
+  apiKey: "sk-simulated",
+  connectTimeoutMs: 2_000,
+  headersTimeoutMs: 5_000,
 });
 
-afterAll(async () => {
-  await endpoint.close();
-  await simulator.close();
-});
-
-afterEach(() => simulator.reset());
+afterAll(() => endpoint.close());
 
 /** Makes a call to its end. Returns the type of its last event. */
 async function call(sendBy: number): Promise<string | undefined> {

@@ -182,31 +182,21 @@ describeWith(["postgres", "temporal"], "a step that is taken over", () => {
     return { reached: reached.promise, release: held.resolve };
   }
 
-  test("is not bought again by an attempt whose request was held up", async () => {
+  test.each([
+    ["is not bought again where it was replaced meanwhile", true, ["wasted", "used"]],
+    ["is made all the same where nobody has replaced it", false, ["used"]],
+  ])("whose request was held up %s", async (_, isReplaced, expected) => {
     const { simulator } = deployment;
     const request = holdRequest();
     simulator.script(text(answer));
     const turn = await start();
     await request.reached;
-    await replaceAttempt(turn, 1);
+    if (isReplaced) await replaceAttempt(turn, 1);
     await delay(heldForMs);
     request.release();
     expect(await ended(turn)).toMatchObject({ status: "completed", text: answer });
     expect(simulator.bill).toHaveLength(1);
-    expect(await outcomes(turn)).toEqual(["wasted", "used"]);
-  });
-
-  test("whose request was held up is asked for all the same where nobody has replaced it", async () => {
-    const { simulator } = deployment;
-    const request = holdRequest();
-    simulator.script(text(answer));
-    const turn = await start();
-    await request.reached;
-    await delay(heldForMs);
-    request.release();
-    expect(await ended(turn)).toMatchObject({ status: "completed", text: answer });
-    expect(simulator.bill).toHaveLength(1);
-    expect(await outcomes(turn)).toEqual(["used"]);
+    expect(await outcomes(turn)).toEqual(expected);
   });
 
   test("whose time is up meanwhile is unknown to the model, though its tool may be repeated", async () => {

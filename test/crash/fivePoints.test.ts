@@ -1,17 +1,16 @@
 import { afterEach, beforeEach, expect, test } from "vitest";
 import type { TurnHandle } from "../../src/turnHandle.ts";
 import { gate, text } from "../../src/simulator/server.ts";
-import { admitTurn } from "../../src/store/admission.ts";
 import { listAgents } from "../../src/store/agents.ts";
 import { readHistory } from "../../src/store/conversations.ts";
 import { readModelCalls } from "../../src/store/modelCalls.ts";
-import { newId } from "../../src/turn/ids.ts";
 import { outputText } from "../../src/turn/items.ts";
 import { prepareTurn } from "../../src/turn/prepare.ts";
 import { startCrashable } from "../setup/crashable.ts";
 import type { Crashable } from "../setup/crashable.ts";
 import { startProxy } from "../setup/proxy.ts";
 import { describeWith, sharedTemporal } from "../setup/servers.ts";
+import { admit } from "../setup/storeTurns.ts";
 import { ended } from "../setup/turnStream.ts";
 import { untilSaid } from "../setup/untilSaid.ts";
 
@@ -55,16 +54,9 @@ describeWith(["postgres", "temporal"], "a turn whose process dies", () => {
     async () => {
       await parts.startWorker();
       parts.simulator.script(text("", answer));
-      const agents = await listAgents(parts.database);
-      const { turn } = await admitTurn(parts.database, {
-        ...prepareTurn({ input: "Hi" }, agents),
-        turnId: newId("turn"),
-        project: "default",
-        idempotencyKey: null,
-        apiKeyId: null,
-        whenBusy: "reject",
-        disconnectGraceMs: null,
-      });
+      // Of the agent as the worker has registered it.
+      const prepared = prepareTurn({ input: "Hi" }, await listAgents(parts.database));
+      const turn = await admit(parts.database, {}, prepared);
       await expectExact(await parts.turnkeeper.turns.get(turn.id));
     },
     crashTimeoutMs,
