@@ -2,14 +2,18 @@ import { once } from "node:events";
 import { request as httpRequest } from "node:http";
 import type { IncomingMessage } from "node:http";
 import type OpenAI from "openai";
+import { pino } from "pino";
 import { afterAll, afterEach, beforeAll, expect, test } from "vitest";
+import { Followers } from "../src/gateway/followers.ts";
 import { gate, text } from "../src/simulator/server.ts";
 import { createConversation } from "../src/store/conversations.ts";
+import type { Queryable } from "../src/store/database.ts";
 import { setCancelTime } from "../src/store/disconnects.ts";
 import { disconnectGraceMs } from "../src/turn/limits.ts";
 import { serve } from "./setup/gateway.ts";
 import type { Served } from "./setup/gateway.ts";
 import { describeWith } from "./setup/servers.ts";
+import { admit } from "./setup/storeTurns.ts";
 
 const ending = { "x-turnkeeper-on-disconnect": "cancel" };
 
@@ -160,6 +164,37 @@ describeWith(["postgres", "temporal"], "a turn that is to end with its followers
     await expect.poll(status).toBe("cancelled");
     holder.open();
     expect((await streamOf(holder.id)).at(-1)?.type).toBe("response.completed");
+  });
+
+  test("is left for good, although what was sent while it was followed comes late", async () => {
+    const { database } = served;
+    const turn = await admit(database, {}, { disconnectGraceMs: 60_000 });
+    const late = gate();
+    const cleared = Promise.withResolvers<void>();
+    let clears = 0;
+    const queryable: Queryable = {
+      async query(sql, parameters) {
+        // The second one comes by the clock.
+        const isLate = sql.includes("SET cancel_at = NULL") && ++clears === 2;
+        if (isLate) await late.pass();
+        const rows = await database.query<never>(sql, parameters);
+        if (isLate) cleared.resolve();
+        return rows;
+      },
+    };
+    const followers = new Followers(queryable, pino({ level: "silent" }));
+    const connection = new AbortController();
+    const answered = followers.answer(turn, connection.signal, async () => {
+      await late.reached;
+      connection.abort();
+    });
+    await late.reached;
+    // A leaving that does not wait for what is late is on record by then.
+    for (let trip = 0; trip < 50; trip++) await database.query("SELECT 1");
+    late.open();
+    await Promise.all([answered, cleared.promise]);
+    await followers.close();
+    expect(await cancelIn(turn.id)).not.toBeNull();
   });
 
   test("without the wish goes on for ever", async () => {

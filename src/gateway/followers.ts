@@ -1,5 +1,5 @@
 import type { Logger } from "pino";
-import type { Database } from "../store/database.ts";
+import type { Queryable } from "../store/database.ts";
 import { clearCancelTimes, setCancelTime } from "../store/disconnects.ts";
 import { repeatEvery } from "../store/repeat.ts";
 import type { Turn } from "../turn/turn.ts";
@@ -13,13 +13,14 @@ const clearEveryMs = 1_000;
  * any gateway loses it again.
  */
 export class Followers {
-  readonly #database: Database;
+  readonly #database: Queryable;
   readonly #log: Logger;
   readonly #connections = new Map<string, number>();
+  readonly #clearing = new Set<Promise<void>>();
   readonly #leaving = new Set<Promise<void>>();
   readonly #stop: () => void;
 
-  constructor(database: Database, log: Logger) {
+  constructor(database: Queryable, log: Logger) {
     this.#database = database;
     this.#log = log;
     this.#stop = repeatEvery(clearEveryMs, () => this.#clear([...this.#connections.keys()]));
@@ -57,17 +58,26 @@ export class Followers {
 
   async #clear(turnIds: readonly string[]): Promise<void> {
     if (turnIds.length === 0) return;
-    await clearCancelTimes(this.#database, turnIds).catch((error: unknown) => {
+    const cleared = clearCancelTimes(this.#database, turnIds).catch((error: unknown) => {
       this.#log.warn({ err: error }, "followers of turns were not recorded");
     });
+    await during(this.#clearing, cleared);
   }
 
   async #noteLeft({ project, id }: Turn): Promise<void> {
-    const noted = setCancelTime(this.#database, project, id).catch((error: unknown) => {
-      this.#log.warn({ err: error, turn: id }, "the last follower's leaving was not recorded");
-    });
-    this.#leaving.add(noted);
-    await noted;
-    this.#leaving.delete(noted);
+    // What was sent while they followed must not come after their leaving.
+    const noted = Promise.all(this.#clearing)
+      .then(() => setCancelTime(this.#database, project, id))
+      .catch((error: unknown) => {
+        this.#log.warn({ err: error, turn: id }, "the last follower's leaving was not recorded");
+      });
+    await during(this.#leaving, noted);
   }
+}
+
+/** Waits for the work, which is in the set meanwhile. */
+async function during(set: Set<Promise<void>>, work: Promise<void>): Promise<void> {
+  set.add(work);
+  await work;
+  set.delete(work);
 }
