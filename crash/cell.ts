@@ -177,7 +177,7 @@ async function examine(
   if (left.length > 0) problems.push({ breach: "left behind", detail: left.join(", ") });
   const places = await Promise.all(turns.map(({ id }) => readPlace(lane.database, id)));
   problems.push(...checkOrder(places));
-  if (cell.point.scenario.second === "interrupts") problems.push(...checkInterrupt(turns));
+  if (cell.point.scenario.second === "interrupts") problems.push(...checkInterrupt(turns, places));
   for (const [at, turn] of turns.entries()) {
     const own = calls.filter((call) => call.turn === at + 1);
     problems.push(...(await examineTurn(lane, cell, users.turns[at] as CellTurn, turn, own)));

@@ -120,23 +120,19 @@ export function checkCalls(
   return isRight ? [] : [{ breach: "different", detail }];
 }
 
-/**
- * A cancelled turn keeps what its only call has shown. Of more than one call some may have been given up
- * before the cancel.
- */
-export function checkShown({
-  turn,
-  calls,
-  seen,
-}: Pick<Evidence, "turn" | "calls" | "seen">): Problem[] {
-  if (turn.status !== "cancelled" || calls.length !== 1) return [];
-  const shown = seen
-    .filter((event) => event.type === "response.output_text.delta")
+/** A cancelled turn keeps the last message that it has shown. */
+export function checkShown({ turn, seen }: Pick<Evidence, "turn" | "seen">): Problem[] {
+  if (turn.status !== "cancelled") return [];
+  const deltas = seen.filter((event) => event.type === "response.output_text.delta");
+  const last = deltas.at(-1)?.["output_index"];
+  const shown = deltas
+    .filter((event) => event["output_index"] === last)
     .map((event) => event["delta"])
     .join("");
-  const said = outputText((turn.output ?? []) as Item[]);
+  const kept = (turn.output as Item[]).findLast((item) => item.type === "message");
+  const said = outputText(kept === undefined ? [] : [kept]);
   if (shown === said) return [];
-  const detail = `${JSON.stringify(shown)} was shown, ${JSON.stringify(said)} is kept`;
+  const detail = `${JSON.stringify(shown)} was shown last, ${JSON.stringify(said)} is kept`;
   return [{ breach: "different", detail }];
 }
 
@@ -161,10 +157,12 @@ export function checkOrder(places: readonly TurnPlace[]): Problem[] {
   return problems;
 }
 
-/** A turn that another one interrupts while it runs is cancelled with that one's admission. */
-export function checkInterrupt([first, second]: readonly Turn[]): Problem[] {
-  if (first === undefined || second === undefined || first.endedAt === null) return [];
-  if (first.cancelRequestedAt !== null || first.endedAt <= second.createdAt) return [];
+/** A turn that another one interrupts is cancelled with that one's admission. */
+export function checkInterrupt(
+  [first]: readonly Turn[],
+  [, second]: readonly TurnPlace[],
+): Problem[] {
+  if (second?.interrupts !== true || first?.cancelRequestedAt !== null) return [];
   return [{ breach: "different", detail: "a turn was interrupted and no cancel is on record" }];
 }
 

@@ -255,6 +255,29 @@ describeWith(["postgres", "temporal"], "a step that is taken over", () => {
   });
 
   test.each([
+    ["nothing yet, keeps what the one before has shown", "headers", "one two"],
+    ["something, keeps only that", 2, "five six"],
+  ] as const)("when its turn is cancelled after the new one has shown %s", async (_, at, kept) => {
+    const { simulator } = deployment;
+    const [first, second] = [gate(2), gate(at)];
+    simulator.script(
+      text("one two three four", { pauseAfter: first }),
+      text("five six seven", { pauseAfter: second }),
+    );
+    const turn = await start();
+    await untilSaid(turn, "one two");
+    await replaceAttempt(turn, 1);
+    first.open();
+    await second.reached;
+    if (at !== "headers") await untilSaid(turn, "one twofive six");
+    await turn.cancel();
+    const result = await ended(turn);
+    expect(result).toMatchObject({ status: "cancelled", text: kept });
+    expect(await outcomes(turn)).toEqual(["wasted", "wasted"]);
+    second.open();
+  });
+
+  test.each([
     [
       "is not run again, and the model is told that its outcome is unknown",
       "pay",

@@ -189,23 +189,14 @@ async function readKept(tx: Queryable, turn: Turn, before: StepRow): Promise<Kep
   };
 }
 
-/**
- * What the replaced attempt left open in the stream is closed [6], its call counts as wasted [7]. Of a turn
- * that is over it stays open: nothing follows it, and the ending keeps it.
- */
+/** What the replaced attempt left open in the stream is closed [6], its call counts as wasted [7]. */
 async function abandonPreviousAttempt(
   tx: Queryable,
   turn: Turn,
   step: number,
-  isTurnOver: boolean,
 ): Promise<TurnEvent[]> {
   const [recorded] = await Promise.all([readAllEvents(tx, turn), wasteOpenCalls(tx, turn, step)]);
-  return isTurnOver ? [] : closeOpenItems(recorded).events;
-}
-
-/** Whoever claims a step of it only ends the turn. */
-function isOver({ cancelRequestedAt, deadlineAt }: Turn): boolean {
-  return cancelRequestedAt !== null || deadlineAt.getTime() <= Date.now();
+  return closeOpenItems(recorded).events;
 }
 
 async function claimInside(
@@ -215,7 +206,7 @@ async function claimInside(
 ): Promise<Claim | "other run"> {
   const { fence, kind, token } = claim;
   const askedAt = Date.now();
-  const [taken, before, nextOutputIndex] = await Promise.all([
+  const [taken, before, firstOutputIndex] = await Promise.all([
     takeTurn(tx, fence.turnId, fence.runId, replacedRunId),
     readStep(tx, fence),
     readOutputIndex(tx, fence.turnId),
@@ -233,14 +224,11 @@ async function claimInside(
   const { turn, isFirst } = taken;
   const isResent = before?.token === token;
   const wasRunning = before !== undefined && before.state !== "scheduled" && !isResent;
-  const isTurnOver = isOver(turn);
-  const begunAt = wasRunning && isTurnOver ? before.first_output_index : null;
-  const firstOutputIndex = begunAt ?? nextOutputIndex;
   takeStep(tx, claim, turn, firstOutputIndex);
   const events = isFirst ? [lifecycleEvent(responseObject(turn))] : [];
   const kept = before === undefined ? null : await readKept(tx, turn, before);
   if (kind === "model" && wasRunning && kept === null) {
-    events.push(...(await abandonPreviousAttempt(tx, turn, fence.step, isTurnOver)));
+    events.push(...(await abandonPreviousAttempt(tx, turn, fence.step)));
   }
   const hasShown = kind === "model" && firstOutputIndex > 0;
   const opened = isResent || kept !== null ? await findOpenModelCall(tx, fence) : null;

@@ -1,4 +1,4 @@
-import type { TurnEvent } from "../turn/events.ts";
+import type { OutputEntry, TurnEvent } from "../turn/events.ts";
 import type { Item } from "../turn/items.ts";
 import { closeOpenItems, finishedMessages, partialAnswers } from "../turn/openItems.ts";
 import type { TerminalStatus, Turn, Usage } from "../turn/turn.ts";
@@ -40,8 +40,8 @@ export async function gatherOutcome(
       ? []
       : [...(await readAllEvents(tx, turn)), ...(lastStep?.result.events ?? [])];
   const left = closeOpenItems(events);
-  const finished = finishedMessages(events, await readUnfinishedPlace(tx, turn.id));
-  const kept = status === "failed" ? [] : [...finished, ...partialAnswers(left)];
+  const shown = [...finishedMessages(events), ...partialAnswers(left)];
+  const kept = status === "failed" ? [] : await ofLastCall(tx, turn.id, shown);
   const entries = [...steps.flatMap((step) => step.output), ...kept];
   return {
     items: [...steps.flatMap((step) => step.items), ...kept.map((entry) => entry.item as Item)],
@@ -50,14 +50,25 @@ export async function gatherOutcome(
   };
 }
 
-/** The place of the first item of the model step that the turn ends in the middle of, if it does. */
-async function readUnfinishedPlace(tx: Queryable, turnId: string): Promise<number> {
-  const [row] = await tx.query<{ first_output_index: number | null }>(
-    `SELECT first_output_index FROM steps
-     WHERE turn_id = $1 AND kind = 'model' AND state <> 'finished'`,
-    [turnId],
+/**
+ * Of the messages that a turn has shown, those of the last call to show any, where it belongs to the
+ * step that the turn ends in the middle of. An attempt that has shown nothing yet takes none away.
+ */
+async function ofLastCall(
+  tx: Queryable,
+  turnId: string,
+  shown: readonly OutputEntry[],
+): Promise<OutputEntry[]> {
+  const row = await one(
+    tx.query<{ place: number | null }>(
+      `SELECT max(call.first_output_index) AS place
+       FROM steps JOIN model_calls call ON call.turn_id = steps.turn_id AND call.step = steps.number
+       WHERE steps.turn_id = $1 AND steps.state <> 'finished' AND call.first_output_index <= $2`,
+      [turnId, Math.max(-1, ...shown.map(({ index }) => index))],
+    ),
   );
-  return row?.first_output_index ?? Number.POSITIVE_INFINITY;
+  const { place } = row;
+  return place === null ? [] : shown.filter(({ index }) => index >= place);
 }
 
 /** The tokens of the turn's calls that were used; `null`: no provider said any. */

@@ -241,18 +241,13 @@ export function partialAnswers(closed: ClosedItems): OutputEntry[] {
   return closed.output.filter(isMessageWithText);
 }
 
-/**
- * The messages that a call had finished when its turn ended in the middle of it: subscribers
- * saw them whole.
- *
- * @param firstIndex the place of the call's first item; what lies before is of other calls.
- */
-export function finishedMessages(events: readonly TurnEvent[], firstIndex: number): OutputEntry[] {
+/** The messages that subscribers saw whole, or closed as `incomplete`. */
+export function finishedMessages(events: readonly TurnEvent[]): OutputEntry[] {
   return events
     .filter((event) => event.type === "response.output_item.done")
     .map((event) => ({
       index: index(event["output_index"]),
       item: event["item"] as Record<string, unknown>,
     }))
-    .filter((entry) => entry.index >= firstIndex && isMessageWithText(entry));
+    .filter(isMessageWithText);
 }

@@ -140,6 +140,7 @@ describe("the judge of the crash matrix", () => {
       conversationId: "conv_1",
       base,
       end,
+      interrupts: false,
       conversationItems: 4,
     });
     expect(checkOrder([place("one", 0, 2), place("failed", 2, null), place("two", 2, 4)])).toEqual(
@@ -174,8 +175,7 @@ describe("the judge of the crash matrix", () => {
 
   test("finds text that was shown and that a cancelled turn has lost", () => {
     const cancelledTurn = (output: unknown[]) => ({ status: "cancelled", output }) as never;
-    const calls = [{ turn: 1, step: 1, requestId: "req_1", isBoughtAgain: false }];
-    const kept = { turn: cancelledTurn([message("incomplete")]), calls, seen: events };
+    const kept = { turn: cancelledTurn([message("incomplete")]), seen: events };
     expect(checkShown(kept)).toEqual([]);
     expect(breaches(checkShown({ ...kept, turn: cancelledTurn([]) }))).toEqual(["different"]);
   });
@@ -192,12 +192,11 @@ describe("the judge of the crash matrix", () => {
   });
 
   test("finds an interrupt that has cancelled nothing", () => {
-    const turn = (endedAt: number, cancelRequestedAt: Date | null) =>
-      ({ endedAt: new Date(endedAt), cancelRequestedAt }) as never;
-    const second = { createdAt: new Date(100) } as never;
-    expect(checkInterrupt([turn(200, new Date(100)), second])).toEqual([]);
-    expect(checkInterrupt([turn(100, null), second])).toEqual([]);
-    expect(breaches(checkInterrupt([turn(200, null), second]))).toEqual(["different"]);
+    const first = (cancelRequestedAt: Date | null) => ({ cancelRequestedAt }) as never;
+    const places = (interrupts: boolean) => [{}, { interrupts }] as never;
+    expect(checkInterrupt([first(new Date(100))], places(true))).toEqual([]);
+    expect(checkInterrupt([first(null)], places(false))).toEqual([]);
+    expect(breaches(checkInterrupt([first(null)], places(true)))).toEqual(["different"]);
   });
 
   test("finds an effect that happened twice, under one key or two", () => {
