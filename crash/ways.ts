@@ -1,4 +1,5 @@
 import { setTimeout as delay } from "node:timers/promises";
+import { WorkflowNotFoundError } from "@temporalio/client";
 import { readTurnOfWorkflow } from "../src/store/turns.ts";
 import { isTerminal } from "../src/turn/turn.ts";
 import type { Lane } from "./lane.ts";
@@ -153,6 +154,20 @@ function cutServer(server: "temporal" | "postgres", at: MatrixPoint["at"]) {
   };
 }
 
+/** A head start may have shown the first event before Temporal has the workflow. */
+async function terminateOnceThere({ temporal }: Lane, workflowId: string): Promise<void> {
+  const giveUpAt = Date.now() + endWithinMs;
+  for (;;) {
+    try {
+      await temporal.workflow.getHandle(workflowId).terminate("by hand");
+      return;
+    } catch (error) {
+      if (!(error instanceof WorkflowNotFoundError) || Date.now() > giveUpAt) throw error;
+      await delay(100);
+    }
+  }
+}
+
 /** Until the turn has ended, a call that is under way goes on, so that it cannot end it itself. */
 async function terminateWorkflow({ lane, point, held, users }: Scene): Promise<null> {
   // Its user may not have heard of it yet, and one that was started in Temporal is not on record at once.
@@ -161,7 +176,7 @@ async function terminateWorkflow({ lane, point, held, users }: Scene): Promise<n
     [],
   );
   const id = users.turns.at(-1)?.subscriber.turnId ?? turn?.id ?? "";
-  await lane.temporal.workflow.getHandle(id).terminate("by hand");
+  await terminateOnceThere(lane, id);
   const giveUpAt = Date.now() + (isMessage(point) ? 0 : endWithinMs);
   while (Date.now() < giveUpAt) {
     const now = await readTurnOfWorkflow(lane.database, id);

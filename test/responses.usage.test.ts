@@ -20,9 +20,14 @@ describe("the usage of a call", () => {
     });
   });
 
-  it.each([[null], [undefined], ["10"]])("is unknown, not nothing, when it is %j", (usage) => {
-    expect(readUsage(usage)).toBeNull();
-  });
+  const zeros = { input_tokens: 0, output_tokens: 0, total_tokens: 0 };
+
+  it.each([[null], [undefined], ["10"], [{}], [zeros]])(
+    "is unknown, not nothing, when it is %j",
+    (usage) => {
+      expect(readUsage(usage)).toBeNull();
+    },
+  );
 
   it("survives whatever a server sends", () => {
     fc.assert(

@@ -1,3 +1,10 @@
+import { spawn } from "node:child_process";
+import { once } from "node:events";
+import { mkdtemp, readFile, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { createInterface } from "node:readline";
+import { fileURLToPath } from "node:url";
 import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
 import { openModelEndpoint } from "../src/responses/call.ts";
 import type { ModelEndpoint, UpstreamEvent } from "../src/responses/call.ts";
@@ -25,10 +32,19 @@ test("every class that comes from a provider has a sample of its wire format", (
   expect(missing).toEqual([]);
 });
 
+test("every class but those that failures.md names was recorded by somebody", () => {
+  const known = samples.filter(({ recorded, seen }) => recorded !== null || seen !== null);
+  const recorded = new Set(known.map((sample) => sample.class));
+  const written = new Set(
+    samples.map((sample) => sample.class).filter((name) => !recorded.has(name)),
+  );
+  expect(written).toEqual(new Set(["response_cancelled", "transport"]));
+});
+
 test("every reason of an incomplete response has a sample", () => {
-  const reasons = samples.flatMap(({ incomplete }) => incomplete ?? []);
+  const reasons = new Set(samples.flatMap(({ incomplete }) => incomplete ?? []));
   // `incomplete_details.reason` of the openai package's types, 7.57.0.
-  expect(reasons.sort()).toEqual([
+  expect([...reasons].sort()).toEqual([
     "content_filter",
     "max_messages",
     "max_output_tokens",
@@ -37,9 +53,11 @@ test("every reason of an incomplete response has a sample", () => {
 });
 
 test("every sample says where it comes from, and is named for its class", () => {
-  for (const { name, source, shows, class: failureClass, incomplete } of samples) {
-    expect({ name, source, shows }).not.toMatchObject({ source: "" });
-    expect({ name, source, shows }).not.toMatchObject({ shows: "" });
+  for (const sample of samples) {
+    const { name, recorded, seen, source, class: failureClass, incomplete } = sample;
+    const origins = [recorded, seen, source].filter((origin) => origin !== null);
+    expect({ name, origins }).toEqual({ name, origins: [expect.stringMatching(/./)] });
+    expect(sample).not.toMatchObject({ shows: "" });
     expect(name.split(".")[0]).toBe(failureClass ?? (incomplete && "incomplete"));
   }
 });
@@ -123,4 +141,23 @@ describe("an answer on the wire", () => {
       });
     },
   );
+});
+
+test("a recording is the bytes as they came, without what names an account", async () => {
+  const head = "HTTP/1.1 429 Too Many Requests\r\nset-cookie: a=1\r\ncontent-length: 3\r\n\r\n";
+  const sample = { ...samples[0]!, ending: "end", bytes: Buffer.from(`${head}\u00e9!`) } as const;
+  const [provider, folder] = [await serveSample(sample), await mkdtemp(join(tmpdir(), "wire-"))];
+  const script = fileURLToPath(new URL("wire/record.ts", import.meta.url));
+  const recorder = spawn(process.execPath, [script, provider.baseUrl, folder]);
+  const lines = createInterface(recorder.stdout)[Symbol.asyncIterator]();
+  const { value: baseUrl } = await lines.next();
+  const answer = await fetch(`${baseUrl}/responses`, { method: "POST", body: "{}" });
+  expect([answer.status, await answer.text()]).toEqual([429, "\u00e9!"]);
+  await provider.close();
+  const { value: file } = await lines.next();
+  const kept = await readFile(String(file), "utf8");
+  expect(kept).toMatch(/^# recorded: 127\.0\.0\.1:\d+, \d{4}-\d\d-\d\d\n/);
+  expect(kept.endsWith(`${head.replace("set-cookie: a=1\r\n", "")}\u00e9!`)).toBe(true);
+  recorder.kill();
+  await Promise.all([once(recorder, "exit"), rm(folder, { recursive: true })]);
 });

@@ -1,6 +1,7 @@
+import { APIError } from "openai";
 import { isTerminalEvent } from "../turn/events.ts";
 import { StepFailure, failure } from "../turn/failures.ts";
-import { classifyProviderError } from "./failures.ts";
+import { classifyFailure, classifyProviderError } from "./failures.ts";
 import type { ProviderError } from "./failures.ts";
 import type { SilenceWatch } from "./silence.ts";
 import { eventsOfResponse, isWholeResponse } from "./wholeResponse.ts";
@@ -33,9 +34,33 @@ function refuseBroken(event: UpstreamEvent, headers: Headers): void {
 
 function throwIfFailed(event: UpstreamEvent, headers: Headers): void {
   if (event.type !== "response.failed") return;
+  const error = { ...errorOf(event), headers };
+  throw new StepFailure(classifyProviderError(error, "response_failed"));
+}
+
+function errorOf(event: UpstreamEvent): ProviderError | null | undefined {
   const response = event["response"] as { error?: ProviderError | null } | null | undefined;
-  const error = response?.error;
-  throw new StepFailure(classifyProviderError({ ...error, headers }, "response_failed"));
+  return response?.error ?? (event["error"] as ProviderError | null | undefined);
+}
+
+/** Azure says why a response failed in an `error` event behind `response.failed`. */
+async function throwWhatFollows(
+  rest: Promise<IteratorResult<unknown>>,
+  headers: Headers,
+): Promise<void> {
+  const next = await rest.catch((error: unknown) => {
+    if (error instanceof APIError) throw new StepFailure(classifyFailure(error));
+  });
+  if (isEvent(next?.value)) refuseBroken(next.value, headers);
+}
+
+/** vLLM names every end `response.completed`, and only the response's status says which it is. */
+function withItsStatus(event: UpstreamEvent): UpstreamEvent {
+  if (event.type !== "response.completed") return event;
+  const response = event["response"] as { status?: unknown } | null | undefined;
+  if (response?.status === "cancelled") throw new StepFailure(failure("response_cancelled"));
+  const type = `response.${String(response?.status)}`;
+  return isTerminalEvent(type) ? { ...event, type } : event;
 }
 
 interface Sighting {
@@ -90,11 +115,18 @@ async function* readEvents(
       continue;
     }
     seen.events += 1;
-    refuseBroken(next.value, headers);
-    const isLast = isTerminalEvent(next.value.type);
-    if (isLast) watch.endAfter(iterator.next(), drainTimeoutMs);
-    yield next.value;
-    if (isLast) return throwIfFailed(next.value, headers);
+    const event = withItsStatus(next.value);
+    refuseBroken(event, headers);
+    if (!isTerminalEvent(event.type)) {
+      yield event;
+      continue;
+    }
+    const rest = iterator.next();
+    watch.endAfter(rest, drainTimeoutMs);
+    yield event;
+    const isUnexplained = event.type === "response.failed" && !errorOf(event);
+    if (isUnexplained) await throwWhatFollows(rest, headers);
+    return throwIfFailed(event, headers);
   }
 }
 

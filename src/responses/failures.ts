@@ -1,8 +1,11 @@
 import { APIConnectionError, APIConnectionTimeoutError, APIError, OpenAIError } from "openai";
 import { StepFailure, failure, failureRules } from "../turn/failures.ts";
 import type { Failure, FailureClass } from "../turn/failures.ts";
+import { canNeverFit, classOfSentence, classOfWord, usedUpLimits } from "./failureWords.ts";
 import { redactSecrets } from "./redaction.ts";
 import { readResetMs, readRetryAfterMs, readSaidDelayMs } from "./retryAfter.ts";
+
+const isText = (value: unknown): value is string => typeof value === "string" && value !== "";
 
 /** What a provider says about an error, wherever it says it: in an HTTP body or in an event. */
 export interface ProviderError {
@@ -14,94 +17,11 @@ export interface ProviderError {
   headers?: Headers | undefined;
 }
 
-/**
- * `error.code` and `error.type` that say more than the status. Sources: the error codes of the
- * OpenAI API reference, `Response.error.code` in the openai package's types, and what vLLM,
- * llama.cpp, LiteLLM, Anthropic and Azure put in the same place.
- */
-const classOfWord: ReadonlyMap<string, FailureClass> = new Map(
-  (
-    [
-      [
-        "quota_exhausted",
-        "insufficient_quota billing_hard_limit_reached billing_not_active credit_balance_exhausted " +
-          "organization_spend_limit_exceeded project_spend_limit_exceeded " +
-          "organization_usage_limit_exceeded access_terminated billing_error budget_exceeded",
-      ],
-      [
-        "rate_limited",
-        "rate_limit_exceeded rate_limit_error requests tokens tokens_per_min too_many_requests",
-      ],
-      [
-        "overloaded",
-        "slow_down overloaded overloaded_error engine_overloaded server_overloaded " +
-          "server_is_overloaded",
-      ],
-      ["context_overflow", "context_length_exceeded exceed_context_size_error"],
-      ["model_not_found", "model_not_found deployment_not_found DeploymentNotFound"],
-      ["item_not_found", "item_not_found invalid_encrypted_content"],
-      ["previous_response_not_found", "previous_response_not_found"],
-      [
-        "authentication",
-        "invalid_api_key invalid_organization mismatched_organization authentication_error " +
-          "permission_error account_deactivated unsupported_country_region_territory",
-      ],
-      [
-        "content_refused",
-        "invalid_prompt content_policy_violation content_filter bio_policy cyber_policy " +
-          "misalignment_policy_violation image_content_policy_violation " +
-          "responsible_ai_policy_violation moderation_blocked",
-      ],
-      [
-        "invalid_request",
-        "data_residency_mismatch invalid_image invalid_image_format invalid_base64_image " +
-          "invalid_image_url image_too_large image_too_small image_parse_error invalid_image_mode " +
-          "image_file_too_large unsupported_image_media_type empty_image_file " +
-          "failed_to_download_image image_file_not_found unsupported_parameter " +
-          "unsupported_value unknown_parameter missing_required_parameter invalid_value " +
-          "invalid_type string_above_max_length",
-      ],
-      ["server_error", "server_error internal_error internal_server_error api_error timeout_error"],
-      ["response_failed", "vector_store_timeout"],
-    ] as const satisfies readonly (readonly [FailureClass, string])[]
-  ).flatMap(([failureClass, words]) => words.split(" ").map((word) => [word, failureClass])),
-);
-
-/** Which limit is meant, where the code says it and the message need not. */
-const usedUpLimits: ReadonlyMap<string, string> = new Map([
-  ["insufficient_quota", "The account's quota"],
-  ["credit_balance_exhausted", "The account's prepaid credit"],
-  ["organization_spend_limit_exceeded", "The organization's spend limit"],
-  ["project_spend_limit_exceeded", "The project's spend limit"],
-  ["organization_usage_limit_exceeded", "The organization's usage limit"],
-  ["billing_hard_limit_reached", "The account's hard billing limit"],
-  ["budget_exceeded", "The proxy's budget"],
-]);
-
-/** Some servers, OpenAI's among them, give no code for these, only a sentence. */
-const contextOverflowMessage =
-  /(maximum|max|available|model'?s?) context (length|size|window)|context window|prompt is too long/i;
-const modelNotFoundMessage = /\bmodel\b.*(not found|does(n't| not) exist|no such)/i;
-const itemNotFoundMessage =
-  /\bitem with id .* not found|'reasoning' was provided without its required following item/i;
-const responseNotFoundMessage = /\bresponse with id .* not found/i;
-
-/** OpenAI's 429 for a request that is larger than a whole minute's tokens: it can never succeed. */
-const requestTooLargeMessage = /^request too large/i;
-
-function classOfSentence(message: string, status?: number): FailureClass | undefined {
-  if (status !== 404 && contextOverflowMessage.test(message)) return "context_overflow";
-  if (itemNotFoundMessage.test(message)) return "item_not_found";
-  if (responseNotFoundMessage.test(message)) return "previous_response_not_found";
-  return status !== 400 && modelNotFoundMessage.test(message) ? "model_not_found" : undefined;
-}
-
-function classOfStatus(status: number, message: string): FailureClass | undefined {
-  if (status === 400 || status === 404)
-    return classOfSentence(message, status) ?? "invalid_request";
+function classOfStatus(status: number): FailureClass | undefined {
   if (status === 401 || status === 403) return "authentication";
   if (status === 402) return "quota_exhausted";
-  if (status === 408 || status === 409 || status === 425) return "server_error";
+  // 424 of the Responses API: an MCP server did not answer OpenAI.
+  if ([408, 409, 424, 425].includes(status)) return "server_error";
   if (status === 429) return "rate_limited";
   // 529 is "overloaded" at several providers; it has no RFC.
   if (status === 503 || status === 529) return "overloaded";
@@ -141,17 +61,16 @@ function classOfProviderError(
   message: string,
   otherwise: FailureClass,
 ): FailureClass {
+  const status = statusOf(error);
+  if (canNeverFit(message, status)) return "context_overflow";
   const named =
     classOfWord.get(wordOf(error.code) ?? "") ?? classOfWord.get(wordOf(error.type) ?? "");
-  const status = statusOf(error);
-  if (status === 429 && requestTooLargeMessage.test(message)) return "context_overflow";
-  // A bare `server_error` says less than a 503 does.
+  // A bare `server_error` says less than a sentence or a 503 does.
   if (named !== undefined && named !== "server_error") return named;
-  const byStatus = status === undefined ? undefined : classOfStatus(status, message);
-  if (byStatus !== undefined) return heedShouldRetry(byStatus, error.headers);
+  const byStatus = status === undefined ? undefined : classOfStatus(status);
+  const found = classOfSentence(message, status) ?? byStatus;
+  if (found !== undefined) return heedShouldRetry(found, error.headers);
   if (named !== undefined) return otherwise;
-  const bySentence = classOfSentence(message);
-  if (bySentence !== undefined) return bySentence;
   return error.type === "invalid_request_error" ? "invalid_request" : otherwise;
 }
 
@@ -206,8 +125,9 @@ function delayOf(error: ProviderError, found: FailureClass, said: string): numbe
 
 function classifyApiError(error: APIError): Failure {
   const { status, code, type, headers } = error;
-  const body = error.error as { message?: unknown } | null | undefined;
-  const said = typeof body?.message === "string" && body.message !== "" ? body.message : undefined;
+  // xAI and Ollama have the sentence where others have an object, FastAPI has it in `detail`.
+  const body = error.error as { message?: unknown; detail?: unknown } | null | undefined;
+  const said = [body, body?.message, body?.detail].find(isText);
   const isBareNotFound = status === 404 && said === undefined;
   // Without a status, the SDK's own message is the whole event as JSON.
   const otherwise = status === undefined ? undefined : error.message;

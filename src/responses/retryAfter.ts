@@ -22,12 +22,25 @@ function atMost(delayMs: number | undefined): number | undefined {
   return delayMs === undefined ? undefined : Math.min(Math.ceil(delayMs), maxRetryAfterMs);
 }
 
+/** A header, under its own name, that of Azure, or that which LiteLLM gives its provider's. */
+function headerOf(headers: Headers, name: string): string {
+  const azure = name.replace("x-ratelimit-", "x-rate-limit-");
+  const names = [name, azure, `llm_provider-${name}`];
+  return (
+    names
+      .map((each) => headers.get(each))
+      .find((value) => value !== null)
+      ?.trim() ?? ""
+  );
+}
+
 /** `retry-after-ms`, else `retry-after`, in whole milliseconds, at most a day; else undefined. */
 export function readRetryAfterMs(headers: Headers, now: Date): number | undefined {
-  const inMs = headers.get("retry-after-ms")?.trim() ?? "";
+  const inMs = headerOf(headers, "retry-after-ms");
   return atMost(
-    (/^\d+(\.\d+)?$/.test(inMs) ? Number(inMs) : undefined) ??
-      parseRetryAfterMs(headers.get("retry-after")?.trim() ?? "", now),
+    // Azure says 0 there beside a `retry-after` of a second.
+    (/^\d+(\.\d+)?$/.test(inMs) && Number(inMs) > 0 ? Number(inMs) : undefined) ??
+      parseRetryAfterMs(headerOf(headers, "retry-after"), now),
   );
 }
 
@@ -37,8 +50,8 @@ export function readRetryAfterMs(headers: Headers, now: Date): number | undefine
  */
 export function readResetMs(headers: Headers): number | undefined {
   const limits = ["requests", "tokens"].map((kind) => ({
-    isUsedUp: headers.get(`x-ratelimit-remaining-${kind}`)?.trim() === "0",
-    resetMs: parseDurationMs(headers.get(`x-ratelimit-reset-${kind}`)?.trim() ?? ""),
+    isUsedUp: headerOf(headers, `x-ratelimit-remaining-${kind}`) === "0",
+    resetMs: parseDurationMs(headerOf(headers, `x-ratelimit-reset-${kind}`)),
   }));
   const usedUp = limits.filter((limit) => limit.isUsedUp);
   const delays = (usedUp.length > 0 ? usedUp : limits)

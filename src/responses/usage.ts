@@ -14,10 +14,11 @@ function countOf(value: unknown, field: string): number {
 /**
  * Reads `response.usage`. Parts that a server leaves out count as 0.
  *
- * @returns null when no usage was sent: then nobody knows the figures, which is not 0.
+ * @returns null when no usage was sent, or one of zeros, as OpenAI's `response.incomplete` was seen to
+ *   carry: then nobody knows the figures, which are not 0.
  */
 export function readUsage(usage: unknown): TokenCounts | null {
-  if (typeof usage !== "object" || usage === null) return null;
+  if (countOf(usage, "input_tokens") + countOf(usage, "output_tokens") === 0) return null;
   const inputDetails = fieldOf(usage, "input_tokens_details");
   return {
     inputTokens: countOf(usage, "input_tokens"),

@@ -12,12 +12,17 @@ type Ending = "end" | "cut" | "reset" | "silence";
 
 /**
  * An answer as it looks on the wire, and what Turnkeeper has to make of it. The files begin with
- * `# name: value` lines; status line, headers and body follow, with LF for CRLF and without framing.
+ * `# name: value` lines. Of a recorded one the bytes of the connection follow, of a written one status
+ * line, headers and body, with LF for CRLF and without framing.
  */
 export interface WireSample {
   name: string;
-  /** Where the shape comes from. The texts are shortened and nobody's account is in them. */
-  source: string;
+  /** The server, its version and the day, where the bytes are those that it sent. */
+  recorded: string | null;
+  /** Who has published a recording that it was written after, without ids and with shorter texts. */
+  seen: string | null;
+  /** Where the shape comes from, if from no recording. */
+  source: string | null;
   shows: string;
   class: FailureClass | null;
   /** Of an answer that is no failure: the reason of its `response.incomplete`. */
@@ -33,33 +38,52 @@ export interface WireSample {
   now: string | null;
   ending: Ending;
   over: "http" | "https" | "a closed port";
-  head: string[];
-  body: string;
+  bytes: Buffer;
 }
 
 const fieldNames = new Set(
-  "source shows class incomplete code message says retry-after-ms request-id now ending over".split(
+  "recorded seen source shows class incomplete code message says retry-after-ms request-id now ending over".split(
     " ",
   ),
 );
 
+/** What follows the lines with names; `text` has a character for each byte. */
+function splitSample(name: string, text: string): { fields: Map<string, string>; rest: string } {
+  const fields = new Map<string, string>();
+  let start = 0;
+  while (text.startsWith("# ", start)) {
+    const end = text.indexOf("\n", start);
+    const [, field = "", value = ""] = /^# ([\w-]+): (.+)$/.exec(text.slice(start, end)) ?? [];
+    if (!fieldNames.has(field)) throw new Error(`${name}: ${text.slice(start, end)} is unknown`);
+    fields.set(field, Buffer.from(value, "latin1").toString());
+    start = end + 1;
+  }
+  return { fields, rest: text.slice(start) };
+}
+
+/** The body in one chunk, unless the headers say its length. */
+function frame(written: string, ending: Ending): string {
+  if (written.trim() === "") return "";
+  const [start = "", ...parts] = written.split("\n\n");
+  const head = start.replaceAll("\n", "\r\n");
+  const body = parts.join("\n\n");
+  if (/^content-length:/m.test(start)) return `${head}\r\n\r\n${body}`;
+  const chunk = body === "" ? "" : `${body.length.toString(16)}\r\n${body}\r\n`;
+  const last = ending === "end" ? "0\r\n\r\n" : "";
+  return `${head}\r\ntransfer-encoding: chunked\r\n\r\n${chunk}${last}`;
+}
+
 function parseSample(name: string, text: string): WireSample {
-  const lines = text.split("\n");
-  const start = lines.findIndex((line) => !line.startsWith("# "));
-  const fields = new Map(
-    lines.slice(0, start).map((line) => {
-      const [, field = "", value = ""] = /^# ([\w-]+): (.+)$/.exec(line) ?? [];
-      if (!fieldNames.has(field)) throw new Error(`${name} has an unknown line: ${line}`);
-      return [field, value];
-    }),
-  );
+  const { fields, rest } = splitSample(name, text);
   const given = (field: string) => fields.get(field) ?? null;
   const delay = given("retry-after-ms");
-  const rest = lines.slice(start);
-  const gap = rest.indexOf("");
+  const ending = (given("ending") ?? "end") as Ending;
+  const isRecorded = fields.has("recorded");
   return {
     name,
-    source: given("source") ?? "",
+    recorded: given("recorded"),
+    seen: given("seen"),
+    source: given("source"),
     shows: given("shows") ?? "",
     class: given("class") as FailureClass | null,
     incomplete: given("incomplete"),
@@ -69,29 +93,18 @@ function parseSample(name: string, text: string): WireSample {
     retryAfterMs: delay === null ? null : Number(delay),
     requestId: given("request-id"),
     now: given("now"),
-    ending: (given("ending") ?? "end") as Ending,
+    ending,
     over: (given("over") ?? "http") as WireSample["over"],
-    head: rest.slice(0, gap),
-    body: rest.slice(gap + 1).join("\n"),
+    bytes: Buffer.from(isRecorded ? rest : frame(rest, ending), "latin1"),
   };
 }
 
+/** All samples of `test/wire/`, by name. */
 export function readWireSamples(): WireSample[] {
   return readdirSync(folder)
     .filter((file) => file.endsWith(".http"))
     .sort()
-    .map((file) => parseSample(file, readFileSync(`${folder}${file}`, "utf8")));
-}
-
-/** The bytes in one chunk, unless the sample says their length itself. */
-function bytesOf({ head, body, ending }: WireSample): string {
-  if (head.length === 0) return "";
-  const isFramed = head.some((line) => line.startsWith("content-length:"));
-  const framed = isFramed ? head : [...head, "transfer-encoding: chunked"];
-  const size = Buffer.byteLength(body).toString(16);
-  const chunk = body === "" ? "" : `${size}\r\n${body}\r\n`;
-  const last = ending === "end" ? "0\r\n\r\n" : "";
-  return `${framed.join("\r\n")}\r\n\r\n${isFramed ? body : chunk + last}`;
+    .map((file) => parseSample(file, readFileSync(`${folder}${file}`, "latin1")));
 }
 
 /** A server that answers as a sample does. */
@@ -109,11 +122,12 @@ export async function serveSample(sample: WireSample): Promise<SampleServer> {
   let requests = 0;
   const seen = Promise.withResolvers<void>();
   const answer = async (socket: Socket) => {
-    socket.write(bytesOf(sample));
-    // A reset throws away what the other side has not read.
-    if (sample.body !== "") await seen.promise;
+    socket.write(sample.bytes);
     if (sample.ending === "cut") socket.end();
-    if (sample.ending === "reset") socket.resetAndDestroy();
+    if (sample.ending !== "reset") return;
+    // A reset throws away what the other side has not read.
+    if (sample.bytes.length > 0) await seen.promise;
+    socket.resetAndDestroy();
   };
   const server = createServer((request) => {
     requests += 1;
