@@ -24,6 +24,8 @@ interface Habits {
   callIds: "own" | "missing" | "repeated";
   /** The first place is this, in the stream alone. */
   firstPlace: 0 | 3;
+  /** Says by ids alone which item an event is about. */
+  skipPlaces: boolean;
   /** The terminal event lists no items. */
   emptyOutput: boolean;
 }
@@ -38,13 +40,15 @@ const habits: fc.Arbitrary<Habits> = fc
     ids: fc.constantFrom("own", "missing", "repeated", "counted"),
     callIds: fc.constantFrom("own", "missing", "repeated"),
     firstPlace: fc.constantFrom(0 as const, 3 as const),
+    skipPlaces: fc.boolean(),
     emptyOutput: fc.boolean(),
   })
   .map((any) => ({
     ...any,
+    skipPlaces: any.skipPlaces && any.ids === "own",
     // Something has to say that an item is there, and where.
     skipDone:
-      any.firstPlace > 0 || any.emptyOutput
+      any.firstPlace > 0 || any.emptyOutput || any.skipPlaces
         ? any.skipDone.map((skip, at) => skip && !any.skipAdded[at])
         : any.skipDone,
   }))
@@ -72,11 +76,11 @@ function withHabits(items: readonly ScriptedItem[], any: Habits) {
   const sent = events
     .filter((event) => !isSkipped(event))
     .map((event) => {
-      const { item_id: itemId, item, ...rest } = event;
+      const { item_id: itemId, item, output_index: _place, ...rest } = event;
       const at = place(event);
       return {
         ...rest,
-        output_index: at + any.firstPlace,
+        ...(any.skipPlaces ? {} : { output_index: at + any.firstPlace }),
         ...(itemId === undefined || any.ids === "missing" ? {} : { item_id: itemId }),
         ...(item === undefined ? {} : { item: id(item as Fields, at) }),
       };

@@ -8,9 +8,10 @@ import { fileURLToPath } from "node:url";
 import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
 import { openModelEndpoint } from "../src/responses/call.ts";
 import type { ModelEndpoint, UpstreamEvent } from "../src/responses/call.ts";
+import { ModelStreamTranslator } from "../src/events/translator.ts";
 import { failureRules, StepFailure } from "../src/turn/failures.ts";
 import type { Failure } from "../src/turn/failures.ts";
-import { userMessage } from "../src/turn/items.ts";
+import { outputText, userMessage } from "../src/turn/items.ts";
 import { readWireSamples, serveSample } from "./setup/wireSamples.ts";
 import type { SampleServer, WireSample } from "./setup/wireSamples.ts";
 
@@ -58,7 +59,8 @@ test("every sample says where it comes from, and is named for its class", () => 
     const origins = [recorded, seen, source].filter((origin) => origin !== null);
     expect({ name, origins }).toEqual({ name, origins: [expect.stringMatching(/./)] });
     expect(sample).not.toMatchObject({ shows: "" });
-    expect(name.split(".")[0]).toBe(failureClass ?? (incomplete && "incomplete"));
+    const kind = incomplete === null ? "completed" : "incomplete";
+    expect(name.split(".")[0]).toBe(failureClass ?? kind);
   }
 });
 
@@ -141,6 +143,30 @@ describe("an answer on the wire", () => {
       });
     },
   );
+
+  test.each(samples.filter(({ text }) => text !== null))("$name: $shows", async (sample) => {
+    const { events, failure } = await read(sample);
+    expect(failure).toBeUndefined();
+    expect(events.at(-1)?.type).toBe("response.completed");
+    const translator = new ModelStreamTranslator({
+      firstOutputIndex: 0,
+      isServerCall: () => false,
+    });
+    const shown = events.flatMap((event) => translator.translate(event));
+    const { output } = events.at(-1)!["response"] as { output: unknown[] };
+    const { events: late, output: whole } = translator.finish(output);
+    // Everything came while it streamed, in its own item.
+    expect(late).toEqual([]);
+    const text = JSON.parse(sample.text ?? "") as string;
+    expect(outputText(whole.items)).toBe(text);
+    expect(whole.items.map(({ type }) => type)).toEqual(
+      (output as { type: string }[]).map(({ type }) => type),
+    );
+    const deltas = shown.filter(({ type }) => type === "response.output_text.delta");
+    expect(deltas.map((event) => event["delta"]).join("")).toBe(text);
+    const ids = new Set(deltas.map((event) => event["item_id"]));
+    expect(ids).toEqual(new Set([whole.items.at(-1)?.id]));
+  });
 });
 
 test("a recording is the bytes as they came, without what names an account", async () => {

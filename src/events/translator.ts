@@ -5,6 +5,7 @@ import { answeredCall, callKey, callOf, isCallId, isNamedByCallId } from "../tur
 import { OpenItems, partialAnswers } from "../turn/openItems.ts";
 import { isMcpCallItem, mcpCallItem } from "../turn/serverCalls.ts";
 import type { ToolCall } from "../turn/verdict.ts";
+import { Places } from "./places.ts";
 
 /** What one model call has produced, once its stream has ended. */
 export interface ModelOutput {
@@ -94,6 +95,7 @@ export class ModelStreamTranslator {
   readonly #calls = new Map<number, ToolCall>();
   /** Ids of server tools' calls that are on record, by place. */
   readonly #shownIds = new Map<number, string>();
+  #places = new Places();
   #nextOutputIndex: number;
 
   /**
@@ -131,12 +133,13 @@ export class ModelStreamTranslator {
     const { events } = this.#open.close();
     for (const each of [this.#slots, this.#items, this.#calls, this.#shownIds]) each.clear();
     this.#output.length = 0;
+    this.#places = new Places();
     return events;
   }
 
   /** The events that clients see for one event of the provider; often none or one. */
   translate(event: TurnEvent): TurnEvent[] {
-    const events = this.#translate(event);
+    const events = this.#translate(this.#places.locate(event));
     for (const each of events) this.#open.apply(each);
     return events;
   }

@@ -25,8 +25,10 @@ export interface WireSample {
   source: string | null;
   shows: string;
   class: FailureClass | null;
-  /** Of an answer that is no failure: the reason of its `response.incomplete`. */
+  /** Of an answer that is cut and no failure: the reason of its `response.incomplete`. */
   incomplete: string | null;
+  /** Of a whole answer: all of its text, as JSON. */
+  text: string | null;
   code: string | null;
   /** Where it is missing, the failure has its class's own. */
   message: string | null;
@@ -42,7 +44,7 @@ export interface WireSample {
 }
 
 const fieldNames = new Set(
-  "recorded seen source shows class incomplete code message says retry-after-ms request-id now ending over".split(
+  "recorded seen source shows class incomplete text code message says retry-after-ms request-id now ending over".split(
     " ",
   ),
 );
@@ -87,6 +89,7 @@ function parseSample(name: string, text: string): WireSample {
     shows: given("shows") ?? "",
     class: given("class") as FailureClass | null,
     incomplete: given("incomplete"),
+    text: given("text"),
     code: given("code"),
     message: given("message"),
     says: given("says"),
