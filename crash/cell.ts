@@ -16,6 +16,7 @@ import type { Held, Moment } from "./tripwire.ts";
 import { Users } from "./users.ts";
 import type { CellTurn } from "./users.ts";
 import { checkInterrupt, checkOrder, judge } from "./verdict.ts";
+import { pauseMs } from "./ways.ts";
 import type { Problem } from "./verdict.ts";
 
 /** What came of one kill. */
@@ -34,8 +35,8 @@ export interface CellResult {
   connections: number;
 }
 
-/** A worker that lives keeps to a cancel within this; one that has been replaced does not. */
-const cancelWithinMs = 2_000;
+/** A worker that lives and hears of a cancel keeps to it within this. */
+const heardWithinMs = 2_000;
 
 /** Whether some points are reached depends on how fast the machine is: those may be tried again. */
 const notReached = "the point was not reached";
@@ -201,7 +202,7 @@ async function examineTurn(
       mayBeUnknown: cell.way.victim === "worker" || cell.way.victim === "Temporal",
       expected: { ...expected, statuses: statusesAfter(cell, expected.statuses) },
       // While the database is away nobody hears of a cancel, and a whole answer wins over it.
-      cancelWithinMs: cell.way.victim === "PostgreSQL" ? Infinity : cancelWithinMs,
+      cancelWithinMs: cancelWithinMs(cell),
       seen: subscriber.events,
       calls,
       bill: lane.simulator.bill.filter(({ requestId }) => requestIds.has(requestId)),
@@ -257,6 +258,16 @@ function statusesAfter(
   }
   if (way.victim !== "workflow") return statuses;
   return point.at === "model" || point.at === "tool" ? ["failed"] : ["failed", ...statuses];
+}
+
+/**
+ * A worker that is cut off may come back with the whole answer before another one could end its turn: what
+ * Temporal hands to its broken connection meanwhile is handed out again only after 5 s.
+ */
+function cancelWithinMs({ way }: Cell): number {
+  if (way.victim === "PostgreSQL") return Infinity;
+  const isAway = way.victim === "worker" && (way.way === "cut" || way.way === "SIGSTOP");
+  return isAway ? pauseMs + heardWithinMs : heardWithinMs;
 }
 
 /** Of the turns that had been asked for at the strike, until the last of them had ended. */

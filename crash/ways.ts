@@ -32,8 +32,8 @@ export interface Way {
   strike(scene: Scene): Promise<string | null>;
 }
 
-/** Longer than the heartbeat timeout of 5 s. */
-const pauseMs = 7_000;
+/** How long a process is paused or cut off: longer than the heartbeat timeout of 5 s. */
+export const pauseMs = 7_000;
 const serverAwayMs = 500;
 const serverCutMs = 3_000;
 const exitWithinMs = 20_000;
