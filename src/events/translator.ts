@@ -5,6 +5,7 @@ import { answeredCall, callKey, callOf, isCallId, isNamedByCallId } from "../tur
 import { OpenItems, partialAnswers } from "../turn/openItems.ts";
 import { isMcpCallItem, mcpCallItem } from "../turn/serverCalls.ts";
 import type { ToolCall } from "../turn/verdict.ts";
+import { ItemParts } from "./itemParts.ts";
 import { Places } from "./places.ts";
 
 /** What one model call has produced, once its stream has ended. */
@@ -27,9 +28,7 @@ interface Slot {
   callId: string | null;
   /** A call of a server tool, which the stream shows as `mcp_call`. */
   isServerCall: boolean;
-  /** The places of its announced parts, by the provider's own. */
-  contents: Map<number, number>;
-  summaries: Map<number, number>;
+  parts: ItemParts;
   done: boolean;
 }
 
@@ -56,23 +55,6 @@ const emptyFields: Record<string, Record<string, unknown>> = {
   function_call: { arguments: "" },
   custom_tool_call: { input: "" },
 };
-
-/** The part that an event of this type writes to, as it is announced. */
-function emptyPart(eventType: string): Record<string, unknown> | undefined {
-  const kind = eventType.split(".").at(1) ?? "";
-  switch (kind) {
-    case "output_text":
-      return { type: "output_text", text: "", annotations: [], logprobs: [] };
-    case "refusal":
-      return { type: "refusal", refusal: "" };
-    case "reasoning_text":
-      return { type: "reasoning_text", text: "" };
-    case "reasoning_summary_text":
-      return { type: "summary_text", text: "" };
-    default:
-      return undefined;
-  }
-}
 
 function text(value: unknown): string {
   return typeof value === "string" ? value : "";
@@ -201,34 +183,11 @@ export class ModelStreamTranslator {
     if (slot === undefined || slot.done) return [];
     const { sequence_number: _number, obfuscation: _obfuscation, ...fields } = event;
     const named = { ...fields, item_id: slot.id, output_index: slot.index };
-    if (!slot.isServerCall) return this.#inPart(slot, named);
+    if (!slot.isServerCall) return slot.parts.locate(named);
     if (!event.type.startsWith("response.function_call_arguments.")) return [];
     const { name: _name, ...withoutName } = named as TurnEvent & { name?: unknown };
     const type = event.type.replace("function_call_arguments", "mcp_call_arguments");
     return [{ ...withoutName, type }];
-  }
-
-  /** Numbers parts from 0 without gaps, and announces one that the provider has not announced. */
-  #inPart(slot: Slot, event: TurnEvent): TurnEvent[] {
-    const announces = /^response\.(content|reasoning_summary)_part\.(added|done)$/.exec(event.type);
-    const given = event["part"] as Record<string, unknown> | undefined;
-    const part = announces === null ? emptyPart(event.type) : given;
-    if (!part) return announces === null ? [event] : [];
-    const isSummary = event.type.startsWith("response.reasoning_summary_");
-    const [field, places, type] = isSummary
-      ? (["summary_index", slot.summaries, "response.reasoning_summary_part.added"] as const)
-      : (["content_index", slot.contents, "response.content_part.added"] as const);
-    const theirs = typeof event[field] === "number" ? event[field] : 0;
-    const known = places.get(theirs);
-    const place = known ?? places.size;
-    places.set(theirs, place);
-    const whole = part["type"] === "output_text" ? { annotations: [], ...part } : part;
-    const { item_id, output_index } = event;
-    const added = { type, item_id, output_index, [field]: place, part: whole };
-    const isAdded = announces?.[2] === "added";
-    if (isAdded) return known === undefined ? [added] : [];
-    const own = { ...event, [field]: place };
-    return known === undefined ? [added, own] : [own];
   }
 
   #ownId(given: unknown, type: string): string {
@@ -262,8 +221,7 @@ export class ModelStreamTranslator {
       // Of a call on record the stream has shown everything but this.
       callId: shownId === undefined ? this.#callId(item) : null,
       isServerCall,
-      contents: new Map(),
-      summaries: new Map(),
+      parts: new ItemParts(),
       done: false,
     };
     this.#slots.set(place, slot);
