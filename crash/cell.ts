@@ -22,6 +22,7 @@ import type { Problem } from "./verdict.ts";
 /** What came of one kill. */
 export interface CellResult {
   cell: Cell;
+  struckAt: Date;
   problems: Problem[];
   /** From the kill until another process has taken over what the victim died with. */
   resumeMs: number | null;
@@ -36,7 +37,7 @@ export interface CellResult {
 }
 
 /** A worker that lives and hears of a cancel keeps to it within this. */
-const heardWithinMs = 2_000;
+const cancelWithinMs = 2_000;
 
 /** Whether some points are reached depends on how fast the machine is: those may be tried again. */
 const notReached = "the point was not reached";
@@ -50,6 +51,7 @@ const quietWithinMs = 40_000;
 export function noResult(cell: Cell): CellResult {
   return {
     cell,
+    struckAt: new Date(),
     problems: [],
     resumeMs: null,
     recoverMs: null,
@@ -87,6 +89,7 @@ async function tryCell(lane: Lane, cell: Cell, seed: number): Promise<CellResult
   const held = await within(Promise.race([reached, behind(followed, lane, users)]), reachWithinMs);
   lane.tripwire.disarm();
   const struckAt = new Date();
+  result.struckAt = struckAt;
   const asked = users.turns.slice();
   const { takeovers, struck } =
     held === null
@@ -154,10 +157,11 @@ function strike(
 /** Waits until nothing goes on any more, and holds the turns against everything that must hold. */
 async function examine(
   lane: Lane,
-  { cell, problems }: CellResult,
+  result: CellResult,
   users: Users,
   calls: readonly ModelCall[],
 ): Promise<void> {
+  const { cell, problems } = result;
   const turns: Turn[] = [];
   for (const { subscriber } of users.turns) {
     const { turnId } = subscriber;
@@ -178,16 +182,23 @@ async function examine(
   if (left.length > 0) problems.push({ breach: "left behind", detail: left.join(", ") });
   const places = await Promise.all(turns.map(({ id }) => readPlace(lane.database, id)));
   problems.push(...checkOrder(places));
-  if (cell.point.scenario.second === "interrupts") problems.push(...checkInterrupt(turns, places));
+  if (cell.point.scenario.second === "interrupts")
+    problems.push(
+      ...checkInterrupt(
+        turns,
+        users.turns.map(({ subscriber }) => subscriber.events),
+      ),
+    );
   for (const [at, turn] of turns.entries()) {
     const own = calls.filter((call) => call.turn === at + 1);
-    problems.push(...(await examineTurn(lane, cell, users.turns[at] as CellTurn, turn, own)));
+    const asked = users.turns[at] as CellTurn;
+    problems.push(...(await examineTurn(lane, result, asked, turn, own)));
   }
 }
 
 async function examineTurn(
   lane: Lane,
-  cell: Cell,
+  { cell, struckAt }: CellResult,
   { subscriber, expected }: CellTurn,
   turn: Turn,
   calls: readonly ModelCall[],
@@ -202,7 +213,8 @@ async function examineTurn(
       mayBeUnknown: cell.way.victim === "worker" || cell.way.victim === "Temporal",
       expected: { ...expected, statuses: statusesAfter(cell, expected.statuses) },
       // While the database is away nobody hears of a cancel, and a whole answer wins over it.
-      cancelWithinMs: cancelWithinMs(cell),
+      cancelWithinMs: cell.way.victim === "PostgreSQL" ? Infinity : cancelWithinMs,
+      backAt: backAt(cell, struckAt),
       seen: subscriber.events,
       calls,
       bill: lane.simulator.bill.filter(({ requestId }) => requestIds.has(requestId)),
@@ -261,13 +273,12 @@ function statusesAfter(
 }
 
 /**
- * A worker that is cut off may come back with the whole answer before another one could end its turn: what
- * Temporal hands to its broken connection meanwhile is handed out again only after 5 s.
+ * When a worker that was away heard of cancels again. It may come back with the whole answer before another
+ * one could end its turn: what Temporal hands to its broken connection is handed out again only after 5 s.
  */
-function cancelWithinMs({ way }: Cell): number {
-  if (way.victim === "PostgreSQL") return Infinity;
+function backAt({ way }: Cell, struckAt: Date): Date | null {
   const isAway = way.victim === "worker" && (way.way === "cut" || way.way === "SIGSTOP");
-  return isAway ? pauseMs + heardWithinMs : heardWithinMs;
+  return isAway ? new Date(struckAt.getTime() + pauseMs) : null;
 }
 
 /** Of the turns that had been asked for at the strike, until the last of them had ended. */

@@ -149,6 +149,7 @@ export class Load {
       mayBeUnknown: true,
       // None is cancelled.
       cancelWithinMs: 0,
+      backAt: null,
       seen: subscriber.events,
       calls,
       bill: this.#lane.simulator.bill.filter(({ requestId }) => requestIds.has(requestId)),

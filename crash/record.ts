@@ -10,8 +10,6 @@ export interface TurnPlace {
   base: number | null;
   /** Behind the turn's items; `null`: it has left none. */
   end: number | null;
-  /** It was admitted behind a turn that it interrupts. */
-  interrupts: boolean;
   /** How many items the conversation has of its own, all turns' together. */
   conversationItems: number;
 }
@@ -20,7 +18,7 @@ export function readPlace(database: Database, turnId: string): Promise<TurnPlace
   return one(
     database.query<TurnPlace>(
       `SELECT id AS "turnId", conversation_id AS "conversationId", base_position AS base,
-         end_position AS end, interrupts, (SELECT count(*) FROM items
+         end_position AS end, (SELECT count(*) FROM items
            WHERE items.conversation_id = turns.conversation_id) AS "conversationItems"
        FROM turns WHERE id = $1`,
       [turnId],

@@ -48,6 +48,8 @@ export interface Evidence {
   expected: Expected;
   /** A cancel that has been on record for longer than this is kept to. */
   cancelWithinMs: number;
+  /** Since when a worker that was away could hear of it; `null`: always. */
+  backAt: Date | null;
   /** What the subscriber has seen, over all its connections. */
   seen: readonly NumberedEvent[];
   calls: readonly ModelCall[];
@@ -75,9 +77,11 @@ export async function judge(evidence: Evidence): Promise<Problem[]> {
   ];
 }
 
+type Asked = Pick<Evidence, "turn" | "expected" | "cancelWithinMs" | "backAt">;
+
 /** @param items what the turn has left in its conversation. */
 export function checkAnswer(
-  { turn, expected, cancelWithinMs }: Pick<Evidence, "turn" | "expected" | "cancelWithinMs">,
+  { turn, expected, cancelWithinMs, backAt }: Asked,
   items: readonly Item[],
 ): Problem[] {
   const problem = (detail: string): Problem[] => [{ breach: "different", detail }];
@@ -86,7 +90,8 @@ export function checkAnswer(
   }
   const { status, cancelRequestedAt, endedAt } = turn;
   if (status === "completed" && cancelRequestedAt !== null && endedAt !== null) {
-    const passedMs = endedAt.getTime() - cancelRequestedAt.getTime();
+    const wasAway = backAt !== null && endedAt >= backAt && backAt > cancelRequestedAt;
+    const passedMs = endedAt.getTime() - (wasAway ? backAt : cancelRequestedAt).getTime();
     if (passedMs > cancelWithinMs) {
       return problem(`a cancel was on record for ${passedMs} ms, and the turn went on`);
     }
@@ -157,12 +162,14 @@ export function checkOrder(places: readonly TurnPlace[]): Problem[] {
   return problems;
 }
 
-/** A turn that another one interrupts is cancelled with that one's admission. */
+/** A turn that another one interrupts is cancelled; one that has ended by then has nobody waiting. */
 export function checkInterrupt(
   [first]: readonly Turn[],
-  [, second]: readonly TurnPlace[],
+  [, second]: readonly (readonly NumberedEvent[])[],
 ): Problem[] {
-  if (second?.interrupts !== true || first?.cancelRequestedAt !== null) return [];
+  const hasWaited = second?.some(({ type }) => type === "response.queued") ?? false;
+  const isCancelled = first?.status === "cancelled" || first?.cancelRequestedAt !== null;
+  if (!hasWaited || isCancelled) return [];
   return [{ breach: "different", detail: "a turn was interrupted and no cancel is on record" }];
 }
 

@@ -155,14 +155,16 @@ function cutServer(server: "temporal" | "postgres", at: MatrixPoint["at"]) {
 }
 
 /** A head start may have shown the first event before Temporal has the workflow. */
-async function terminateOnceThere({ temporal }: Lane, workflowId: string): Promise<void> {
+async function terminateOnceThere({ temporal, database }: Lane, turnId: string): Promise<void> {
   const giveUpAt = Date.now() + endWithinMs;
   for (;;) {
     try {
-      await temporal.workflow.getHandle(workflowId).terminate("by hand");
+      await temporal.workflow.getHandle(turnId).terminate("by hand");
       return;
     } catch (error) {
-      if (!(error instanceof WorkflowNotFoundError) || Date.now() > giveUpAt) throw error;
+      const turn = await readTurnOfWorkflow(database, turnId);
+      const mayCome = turn !== null && !isTerminal(turn.status) && Date.now() < giveUpAt;
+      if (!(error instanceof WorkflowNotFoundError) || !mayCome) throw error;
       await delay(100);
     }
   }

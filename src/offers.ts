@@ -33,9 +33,10 @@ export class Offers {
   readonly headStart: HeadStart = (turn, tell) => {
     const worker = this.#workers[this.#next++ % Math.max(1, this.#workers.length)];
     if (worker === undefined || this.#telling >= maxTelling) return false;
+    // The offer leaves first: Temporal is in no hurry.
+    this.#database.notify(offerChannel(worker), turn.id).catch(() => {});
     this.#telling += 1;
     void tell().finally(() => (this.#telling -= 1));
-    this.#database.notify(offerChannel(worker), turn.id).catch(() => {});
     return true;
   };
 

@@ -47,8 +47,9 @@ const habits: fc.Arbitrary<Habits> = fc
     ...any,
     skipPlaces: any.skipPlaces && any.ids === "own",
     // Something has to say that an item is there, and where.
-    skipDone:
-      any.firstPlace > 0 || any.emptyOutput || any.skipPlaces
+    skipDone: any.skipPlaces
+      ? []
+      : any.firstPlace > 0 || any.emptyOutput
         ? any.skipDone.map((skip, at) => skip && !any.skipAdded[at])
         : any.skipDone,
   }))
@@ -259,6 +260,57 @@ describe("ModelStreamTranslator", () => {
         expect(finished.output.items).toEqual(JSON.parse(JSON.stringify(response.output)));
       }),
     );
+  });
+});
+
+describe("an item that its provider does not number", () => {
+  const content = [{ type: "output_text", text: "Hi", annotations: [] }];
+  const message = (id?: string) => ({ type: "message", role: "assistant", content, id });
+  const added = (id?: string): TurnEvent => ({
+    type: "response.output_item.added",
+    item: { ...message(id), content: [] },
+  });
+  const delta = (item_id?: string): TurnEvent => ({
+    type: "response.output_text.delta",
+    delta: "Hi",
+    item_id,
+  });
+  const done = (id?: string): TurnEvent => ({
+    type: "response.output_item.done",
+    item: message(id),
+  });
+
+  test.each([
+    ["has one id", [added("msg_1"), delta("msg_1"), done("msg_1")]],
+    ["is done under another id", [added("msg_1"), delta("msg_1"), done("msg_2")]],
+    ["is added without an id", [added(), delta("msg_1"), done("msg_1")]],
+    ["is written to without one", [added("msg_1"), delta(), done("msg_1")]],
+    ["has none at all", [added(), delta(), done()]],
+    ["is not added", [delta("msg_1"), done("msg_1")]],
+    [
+      "is numbered when it is added, and only then",
+      [{ ...added("msg_1"), output_index: 0 }, delta("msg_1"), done("msg_1")],
+    ],
+  ])("and that %s comes once, as it is written where it was announced", (_, events) => {
+    const translator = new ModelStreamTranslator({
+      firstOutputIndex: 0,
+      isServerCall: () => false,
+    });
+    const shown = events.flatMap((event) => translator.translate(event));
+    const { output } = translator.finish([message("msg_1")]);
+    expect(output.items).toMatchObject([{ content }]);
+    const isAnnounced = events.some(({ type }) => type === "response.output_item.added");
+    const deltas = shown.filter(({ type }) => type === "response.output_text.delta");
+    expect(deltas).toHaveLength(isAnnounced ? 1 : 0);
+  });
+
+  test("is not taken for what an event of another kind is about", () => {
+    const translator = new ModelStreamTranslator({
+      firstOutputIndex: 0,
+      isServerCall: () => false,
+    });
+    translator.translate(added("msg_1"));
+    expect(translator.translate({ type: "keepalive" })).toEqual([]);
   });
 });
 

@@ -1,6 +1,6 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
-import { readUsage } from "../src/responses/usage.ts";
+import { readFinalUsage, readUsage } from "../src/responses/usage.ts";
 
 describe("the usage of a call", () => {
   it("is read from the Responses API's fields", () => {
@@ -20,14 +20,19 @@ describe("the usage of a call", () => {
     });
   });
 
-  const zeros = { input_tokens: 0, output_tokens: 0, total_tokens: 0 };
+  it.each([[null], [undefined], ["10"]])("is unknown, not nothing, when it is %j", (usage) => {
+    expect(readUsage(usage)).toBeNull();
+  });
 
-  it.each([[null], [undefined], ["10"], [{}], [zeros]])(
-    "is unknown, not nothing, when it is %j",
-    (usage) => {
-      expect(readUsage(usage)).toBeNull();
-    },
-  );
+  it("is unknown when a response that was not refused says that it was nothing", () => {
+    const zeros = { input_tokens: 0, output_tokens: 0, total_tokens: 0 };
+    expect(readFinalUsage("response.incomplete", zeros)).toBeNull();
+    expect(readFinalUsage("response.completed", zeros)).toBeNull();
+    expect(readFinalUsage("response.failed", zeros)).toMatchObject({ inputTokens: 0 });
+    expect(readFinalUsage("response.completed", { ...zeros, input_tokens: 1 })).toMatchObject({
+      inputTokens: 1,
+    });
+  });
 
   it("survives whatever a server sends", () => {
     fc.assert(

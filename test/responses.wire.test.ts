@@ -1,11 +1,13 @@
 import { spawn } from "node:child_process";
 import { once } from "node:events";
+import { readFileSync } from "node:fs";
 import { mkdtemp, readFile, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { fileURLToPath } from "node:url";
 import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
+import { classifyProviderError } from "../src/responses/failures.ts";
 import { openModelEndpoint } from "../src/responses/call.ts";
 import type { ModelEndpoint, UpstreamEvent } from "../src/responses/call.ts";
 import { ModelStreamTranslator } from "../src/events/translator.ts";
@@ -40,6 +42,9 @@ test("every class but those that failures.md names was recorded by somebody", ()
     samples.map((sample) => sample.class).filter((name) => !recorded.has(name)),
   );
   expect(written).toEqual(new Set(["response_cancelled", "transport"]));
+  const said = readFileSync(new URL("../docs/failures.md", import.meta.url), "utf8");
+  const [, section] = said.split("## Samples");
+  for (const name of written) expect(section).toContain(`\`${name}\``);
 });
 
 test("every reason of an incomplete response has a sample", () => {
@@ -53,13 +58,45 @@ test("every reason of an incomplete response has a sample", () => {
   ]);
 });
 
+test("a sentence that quotes something is not taken for the provider's own", () => {
+  const quoted = (sentence: string) =>
+    `1 validation error for Request: input.0.content, input_value='${sentence}'`;
+  const classOf = (status: number, message: string) =>
+    classifyProviderError({ status, message }).class;
+  const sentences = [
+    "we exceeded the rate limit",
+    "I have run out of credits",
+    "selected model is at capacity",
+    "incorrect API key provided",
+  ];
+  for (const each of sentences) expect(classOf(400, quoted(each))).toBe("invalid_request");
+  expect(classOf(429, "Rate limit of requests with a context window above 200k")).toBe(
+    "rate_limited",
+  );
+  expect(classOf(429, "The request rate exceeds the configured limit of 60")).toBe("rate_limited");
+  expect(classOf(503, "The model is loading (max context length 4096)")).toBe("overloaded");
+  expect(classOf(500, "A tool said 'prompt is too long'")).toBe("server_error");
+  expect(classOf(403, "Your plan has no context window above 128k")).toBe("authentication");
+});
+
+test.each([
+  ["Limit 30000, Requested 30601", "context_overflow"],
+  ["Limit: 30,000, Requested: 30,601", "context_overflow"],
+  ["Limit 30000, Used 29800, Requested 546", "rate_limited"],
+  ["Limit 30,000, Requested 546", "rate_limited"],
+])("a request that is too large (%s) is %s", (figures, expected) => {
+  const message = `Request too large for gpt-test on tokens per min (TPM): ${figures}.`;
+  const error = { status: 429, code: "rate_limit_exceeded", message };
+  expect(classifyProviderError(error).class).toBe(expected);
+});
+
 test("every sample says where it comes from, and is named for its class", () => {
   for (const sample of samples) {
-    const { name, recorded, seen, source, class: failureClass, incomplete } = sample;
+    const { name, recorded, seen, source, class: failureClass, incomplete, text } = sample;
     const origins = [recorded, seen, source].filter((origin) => origin !== null);
     expect({ name, origins }).toEqual({ name, origins: [expect.stringMatching(/./)] });
     expect(sample).not.toMatchObject({ shows: "" });
-    const kind = incomplete === null ? "completed" : "incomplete";
+    const kind = (incomplete && "incomplete") ?? (text && "completed");
     expect(name.split(".")[0]).toBe(failureClass ?? kind);
   }
 });
@@ -169,12 +206,20 @@ describe("an answer on the wire", () => {
   });
 });
 
-test("a recording is the bytes as they came, without what names an account", async () => {
-  const head = "HTTP/1.1 429 Too Many Requests\r\nset-cookie: a=1\r\ncontent-length: 3\r\n\r\n";
+test("a recording is the bytes as they came, without what names an account", async ({
+  onTestFinished,
+}) => {
+  const account = "set-cookie: a=1\r\nllm_provider-openai-organization: org-1\r\n";
+  const head = `HTTP/1.1 429 Too Many Requests\r\n${account}content-length: 3\r\n\r\n`;
   const sample = { ...samples[0]!, ending: "end", bytes: Buffer.from(`${head}\u00e9!`) } as const;
   const [provider, folder] = [await serveSample(sample), await mkdtemp(join(tmpdir(), "wire-"))];
   const script = fileURLToPath(new URL("wire/record.ts", import.meta.url));
   const recorder = spawn(process.execPath, [script, provider.baseUrl, folder]);
+  onTestFinished(async () => {
+    recorder.kill();
+    await Promise.all([once(recorder, "exit"), provider.close()]);
+    await rm(folder, { recursive: true });
+  });
   const lines = createInterface(recorder.stdout)[Symbol.asyncIterator]();
   const { value: baseUrl } = await lines.next();
   const answer = await fetch(`${baseUrl}/responses`, { method: "POST", body: "{}" });
@@ -183,7 +228,5 @@ test("a recording is the bytes as they came, without what names an account", asy
   const { value: file } = await lines.next();
   const kept = await readFile(String(file), "utf8");
   expect(kept).toMatch(/^# recorded: 127\.0\.0\.1:\d+, \d{4}-\d\d-\d\d\n/);
-  expect(kept.endsWith(`${head.replace("set-cookie: a=1\r\n", "")}\u00e9!`)).toBe(true);
-  recorder.kill();
-  await Promise.all([once(recorder, "exit"), rm(folder, { recursive: true })]);
+  expect(kept.endsWith(`${head.replace(account, "")}\u00e9!`)).toBe(true);
 });

@@ -6,10 +6,14 @@ import { createConversation, readHistory } from "../src/store/conversations.ts";
 import type { Database } from "../src/store/database.ts";
 import { clearCancelTimes, setCancelTime } from "../src/store/disconnects.ts";
 import { endTurn } from "../src/store/endings.ts";
-import { closeModelCall } from "../src/store/modelCalls.ts";
+import { flushEvents } from "../src/store/eventLog.ts";
+import { closeModelCall, dropModelCall } from "../src/store/modelCalls.ts";
 import { storeStep } from "../src/store/steps.ts";
 import { findTurnsToCancel } from "../src/store/upkeep.ts";
+import { eventBody } from "../src/turn/events.ts";
 import { failure } from "../src/turn/failures.ts";
+import { outputText } from "../src/turn/items.ts";
+import type { Item } from "../src/turn/items.ts";
 import { maxQueuedTurns } from "../src/turn/limits.ts";
 import type { Turn } from "../src/turn/turn.ts";
 import { describeOnBoth, describeOnPostgres } from "./setup/storeDrivers.ts";
@@ -21,6 +25,8 @@ import {
   claimed,
   fence,
   functionCall,
+  itemEvents,
+  message,
   recordedEvents,
   reread,
   result,
@@ -101,6 +107,42 @@ describeOnBoth("[12] a cancel", (open) => {
     await claimed(database, fence(turn), { kind: "tool" });
     expect(await cancelTurn(database, turn)).toEqual({ outcome: "requested" });
   });
+
+  test("keeps of two attempts the one that has shown something last, also one without a call", async () => {
+    const { database } = open;
+    const turn = await admit(database);
+    const said = async (attempt: number, index: number, text: string) => {
+      const bodies = itemEvents(message(text), index).map(eventBody);
+      const by = fence(turn, { attempt });
+      const nextOutputIndex = index + 1;
+      await flushEvents(database, [{ ...by, flush: 1, bodies, nextOutputIndex, place: null }]);
+    };
+    await claimed(database, fence(turn));
+    await said(1, 0, "The model's half of");
+    const { modelCallId, firstOutputIndex } = await claimed(database, fence(turn, { attempt: 2 }));
+    expect(firstOutputIndex).toBe(1);
+    await said(2, 1, "Sorry.");
+    await dropModelCall(database, modelCallId ?? "");
+    await endTurn(database, turn, { status: "cancelled" });
+    expect(outputText(((await reread(database, turn)).output ?? []) as Item[])).toBe("Sorry.");
+  });
+
+  test.each([["cancelled"], ["failed"]] as const)(
+    "is not held up by a message without content: %s",
+    async (status) => {
+      const { database } = open;
+      const turn = await admit(database);
+      await claimed(database, fence(turn));
+      const odd = [{}, { content: null }, { content: "Hi" }, { content: [null, { text: 1 }] }];
+      const items = odd.map((each, at) => ({ type: "message", id: `msg_${at}`, ...each }));
+      const bodies = items.flatMap((item, at) => itemEvents(item, at).map(eventBody));
+      await flushEvents(database, [
+        { ...fence(turn), flush: 1, bodies, nextOutputIndex: odd.length, place: null },
+      ]);
+      const ending = status === "failed" ? { status, failure: failure("internal") } : { status };
+      expect((await endTurn(database, turn, ending)).outcome).toBe("ended");
+    },
+  );
 
   test("loses against a complete answer that was stored first", async () => {
     const { database } = open;

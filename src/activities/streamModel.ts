@@ -3,7 +3,7 @@ import type { ModelOutput } from "../events/translator.ts";
 import type { StepWriter } from "../events/writer.ts";
 import { RequestLate } from "../responses/call.ts";
 import type { ModelCall, UpstreamEvent } from "../responses/call.ts";
-import { readUsage } from "../responses/usage.ts";
+import { readFinalUsage } from "../responses/usage.ts";
 import { eventsOfResponse } from "../responses/wholeResponse.ts";
 import type { ModelCallEnd } from "../store/modelCalls.ts";
 import type { Claim } from "../store/claims.ts";
@@ -201,7 +201,7 @@ function noteResponse(step: ModelStep, event: UpstreamEvent): void {
   if (typeof id === "string" && providerId.test(id)) ledger.responseId = id;
   const isKept = agent.durability === "background" && !isTerminalEvent(event.type);
   step.keptId = isKept && step.isSent ? ledger.responseId : null;
-  const tokens = readUsage(response["usage"]);
+  const tokens = readFinalUsage(event.type, response["usage"]);
   if (tokens === null) return;
   const model = typeof response["model"] === "string" ? response["model"] : turn.model;
   noteTokens(ledger, model, tokens);

@@ -1,25 +1,49 @@
 import type { TurnEvent } from "../turn/events.ts";
 
+/** Events that write to an item, and say so by nothing else where a server names no item. */
+const writes =
+  /^response\.(output_text|refusal|reasoning|content_part|function_call_arg|custom_tool)/;
+
 /**
- * Which item of a call's output an event is about. llama.cpp's server does not number its items; there
- * the id decides, and items are numbered as they come.
+ * Which item of a call's output an event is about. llama.cpp's server does not number its items: there
+ * the id says it, else the order in which things come.
  */
 export class Places {
   readonly #byId = new Map<string, number>();
+  /** Items that were added and are not done, by place. */
+  readonly #open = new Map<number, { id?: unknown; type?: unknown }>();
   #next = 0;
+  #last: number | undefined;
 
-  /** The event with its `output_index`, unless nothing says which item it is about. */
+  /** The event with its `output_index`, unless it is about no item. */
   locate(event: TurnEvent): TurnEvent {
     const given = event["output_index"];
-    if (typeof given === "number") {
-      this.#next = Math.max(this.#next, given + 1);
-      return event;
-    }
-    const item = event["item"] as { id?: unknown } | null | undefined;
+    const item = event["item"] as { id?: unknown; type?: unknown } | null | undefined;
     const id = item?.id ?? event["item_id"];
-    if (typeof id !== "string") return event;
-    const place = this.#byId.get(id) ?? this.#next++;
-    this.#byId.set(id, place);
-    return { ...event, output_index: place };
+    const place = typeof given === "number" ? given : this.#find(event, id);
+    if (place === undefined) return event;
+    this.#last = place;
+    this.#next = Math.max(this.#next, place + 1);
+    if (typeof id === "string") this.#byId.set(id, place);
+    if (event.type === "response.output_item.added") this.#open.set(place, item ?? {});
+    if (event.type === "response.output_item.done") this.#open.delete(place);
+    return place === given ? event : { ...event, output_index: place };
+  }
+
+  #find(event: TurnEvent, id: unknown): number | undefined {
+    if (event.type === "response.output_item.added") return this.#next;
+    const named = typeof id === "string" ? this.#byId.get(id) : undefined;
+    if (event.type === "response.output_item.done") {
+      if (named !== undefined && this.#open.has(named)) return named;
+      const item = event["item"] as { type?: unknown } | null | undefined;
+      return this.#findOpen((open) => open.type === item?.type) ?? this.#next;
+    }
+    if (named !== undefined) return named;
+    if (!writes.test(event.type)) return undefined;
+    return id === undefined ? this.#last : (this.#findOpen((open) => !open.id) ?? this.#next);
+  }
+
+  #findOpen(isIt: (item: { id?: unknown; type?: unknown }) => boolean): number | undefined {
+    return [...this.#open].find(([, item]) => isIt(item))?.[0];
   }
 }

@@ -33,6 +33,8 @@ function refuseBroken(event: UpstreamEvent, headers: Headers): void {
 }
 
 function throwIfFailed(event: UpstreamEvent, headers: Headers): void {
+  const response = event["response"] as { status?: unknown } | null | undefined;
+  if (response?.status === "cancelled") throw new StepFailure(failure("response_cancelled"));
   if (event.type !== "response.failed") return;
   const error = { ...errorOf(event), headers };
   throw new StepFailure(classifyProviderError(error, "response_failed"));
@@ -58,7 +60,6 @@ async function throwWhatFollows(
 function withItsStatus(event: UpstreamEvent): UpstreamEvent {
   if (event.type !== "response.completed") return event;
   const response = event["response"] as { status?: unknown } | null | undefined;
-  if (response?.status === "cancelled") throw new StepFailure(failure("response_cancelled"));
   const type = `response.${String(response?.status)}`;
   return isTerminalEvent(type) ? { ...event, type } : event;
 }

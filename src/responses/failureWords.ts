@@ -68,46 +68,91 @@ export const usedUpLimits: ReadonlyMap<string, string> = new Map([
   ["budget_exceeded", "The proxy's budget"],
 ]);
 
+/** What a sentence is asked of: without a status it came in a stream. */
+interface Sentence {
+  means: FailureClass;
+  says: RegExp;
+  at: readonly (number | undefined)[];
+}
+
+/** Where a provider's sentence begins, also inside the one that a LiteLLM proxy makes of it. */
+const begins = '(?:^|Exception - |"message": ?")';
+
+function sentence(
+  means: FailureClass,
+  at: readonly (number | undefined)[],
+  ...says: string[]
+): Sentence {
+  return { means, at, says: new RegExp(says.join("|"), "i") };
+}
+
+const inStream = undefined;
+
 /**
- * What servers give no code for, or proxies hide behind a code of their own, only a sentence says. Each was
- * read on a wire; `test/wire/` has who said it.
+ * What servers give no code for, or proxies hide behind a code of their own, only a sentence says. Each is
+ * believed only with the statuses that it was seen with, because messages may quote what a user wrote.
  */
-const sentences: readonly (readonly [FailureClass, RegExp])[] = [
-  ["item_not_found", /\bitem with id .* not found/i],
-  ["item_not_found", /'reasoning' was provided without its required following item/i],
-  ["item_not_found", /encrypted content\b[^]*could not be verified/i],
-  ["previous_response_not_found", /\bresponse with id .* not found/i],
-  ["quota_exhausted", /credit balance is too low|run out of credits|used all available credits/i],
-  ["quota_exhausted", /^key limit exceeded|\bcrossed budget\b/i],
-  [
+const sentences: readonly Sentence[] = [
+  sentence(
+    "context_overflow",
+    [inStream, 400, 413],
+    "(maximum|max|available|model'?s?) context (length|size|window)",
+    "context window|exceed context limit|ContextWindowExceeded|prompt is too long",
+    "greater than the context length|context length of only",
+    "exceeds? the (maximum number of tokens allowed|configured limit of \\d+ tokens)",
+  ),
+  sentence(
+    "context_overflow",
+    [inStream, 500],
+    `${begins}Context size has been exceeded`,
+    "exceeds the context window of this model",
+  ),
+  sentence(
+    "item_not_found",
+    [inStream, 400, 404],
+    "\\bitem with id .* not found",
+    "'reasoning' was provided without its required following item",
+    "encrypted content\\b[^]*could not be verified",
+  ),
+  sentence("previous_response_not_found", [inStream, 400, 404], "\\bresponse with id .* not found"),
+  sentence(
+    "quota_exhausted",
+    [inStream, 400, 403, 429],
+    `${begins}Your credit balance is too low`,
+    `${begins}Your team .{0,80}has either used all available credits`,
+    `${begins}You have run out of credits`,
+    `${begins}Key limit exceeded`,
+    "^No deployments available - crossed budget",
+  ),
+  sentence(
     "overloaded",
-    /\boverloaded with other requests|\bmodel is at capacity|experiencing high demand/i,
-  ],
-  ["content_refused", /content management policy/i],
-  ["model_not_found", /invalid model name passed in model=/i],
-  ["authentication", /^incorrect API key provided/i],
-  ["rate_limited", /\bexceeded (the )?(\w+ )?rate limit/i],
+    [inStream, 429, 500],
+    `${begins}(The server|That model) is currently overloaded with other requests`,
+    `${begins}Selected model is at capacity`,
+    `${begins}The system is currently experiencing high demand`,
+  ),
+  sentence("content_refused", [inStream, 400], "Azure OpenAI's content management policy"),
+  sentence("model_not_found", [400], "Invalid model name passed in model="),
+  sentence(
+    "model_not_found",
+    [inStream, 404],
+    "\\bmodel\\b.*(not found|does(n't| not) exist|no such)",
+  ),
+  sentence("authentication", [400], "^Incorrect API key provided"),
+  sentence(
+    "rate_limited",
+    [inStream],
+    `${begins}(Your )?requests to .{1,200} exceeded (the )?(\\w+ )?rate limit`,
+  ),
 ];
 
-const contextOverflowSentence = new RegExp(
-  [
-    "(maximum|max|available|model'?s?) context (length|size|window)",
-    "context (window|limit)|ContextWindowExceeded|prompt is too long",
-    "context size has been exceeded|greater than the context length|context length of only",
-    "exceeds? the (maximum number of tokens allowed|configured limit)",
-  ].join("|"),
-  "i",
-);
-const modelNotFoundSentence = /\bmodel\b.*(not found|does(n't| not) exist|no such)/i;
+/** Further on, messages have details and quote the request. */
+const sentenceChars = 400;
 
-/** The class that a sentence stands for, whatever the code and the status; undefined: none. */
+/** The class that a sentence stands for, whatever the code; undefined: none. */
 export function classOfSentence(message: string, status?: number): FailureClass | undefined {
-  // What is not there has no context; other 4xx speak of other models than the one that was asked for.
-  if (status !== 404 && contextOverflowSentence.test(message)) return "context_overflow";
-  const found = sentences.find(([, sentence]) => sentence.test(message));
-  if (found !== undefined) return found[0];
-  const mayMeanModel = status === undefined || status === 404;
-  return mayMeanModel && modelNotFoundSentence.test(message) ? "model_not_found" : undefined;
+  const said = message.slice(0, sentenceChars);
+  return sentences.find(({ at, says }) => at.includes(status) && says.test(said))?.means;
 }
 
 /**
@@ -115,8 +160,11 @@ export function classOfSentence(message: string, status?: number): FailureClass 
  * a request that is not, which only has to wait.
  */
 export function canNeverFit(message: string, status?: number): boolean {
-  if (![undefined, 413, 429].includes(status) || !/\brequest too large/i.test(message))
-    return false;
-  const [, limit, requested] = /\bLimit (\d+), Requested (\d+)/i.exec(message) ?? [];
-  return limit === undefined || Number(requested) > Number(limit);
+  if (![undefined, 413, 429].includes(status)) return false;
+  if (!/(^|Exception - )request too large/i.test(message)) return false;
+  const figures = /\bLimit:? ([\d,]+)(?:, Used:? [\d,]+)?, Requested:? ([\d,]+)/i.exec(message);
+  const [limit, requested] = (figures ?? [])
+    .slice(1)
+    .map((each) => Number(each.replaceAll(",", "")));
+  return limit === undefined || requested === undefined || requested > limit;
 }

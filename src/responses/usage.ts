@@ -14,11 +14,10 @@ function countOf(value: unknown, field: string): number {
 /**
  * Reads `response.usage`. Parts that a server leaves out count as 0.
  *
- * @returns null when no usage was sent, or one of zeros, as OpenAI's `response.incomplete` was seen to
- *   carry: then nobody knows the figures, which are not 0.
+ * @returns null when no usage was sent: then nobody knows the figures, which is not 0.
  */
 export function readUsage(usage: unknown): TokenCounts | null {
-  if (countOf(usage, "input_tokens") + countOf(usage, "output_tokens") === 0) return null;
+  if (typeof usage !== "object" || usage === null) return null;
   const inputDetails = fieldOf(usage, "input_tokens_details");
   return {
     inputTokens: countOf(usage, "input_tokens"),
@@ -27,4 +26,14 @@ export function readUsage(usage: unknown): TokenCounts | null {
     outputTokens: countOf(usage, "output_tokens"),
     reasoningTokens: countOf(fieldOf(usage, "output_tokens_details"), "reasoning_tokens"),
   };
+}
+
+/**
+ * The same of a response that has ended. One that was not refused has cost something, so that zeros are
+ * as good as nothing; OpenAI's `response.incomplete` was seen with them.
+ */
+export function readFinalUsage(event: string, usage: unknown): TokenCounts | null {
+  const tokens = readUsage(usage);
+  const isNothing = tokens !== null && tokens.inputTokens + tokens.outputTokens === 0;
+  return isNothing && event !== "response.failed" ? null : tokens;
 }

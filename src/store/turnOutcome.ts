@@ -59,11 +59,19 @@ async function ofLastCall(
   turnId: string,
   shown: readonly OutputEntry[],
 ): Promise<OutputEntry[]> {
+  // A static answer has no row in the ledger; its step has its place.
   const row = await one(
     tx.query<{ place: number | null }>(
-      `SELECT max(call.first_output_index) AS place
-       FROM steps JOIN model_calls call ON call.turn_id = steps.turn_id AND call.step = steps.number
-       WHERE steps.turn_id = $1 AND steps.state <> 'finished' AND call.first_output_index <= $2`,
+      `WITH step AS (
+         SELECT number, first_output_index FROM steps
+         WHERE turn_id = $1 AND kind = 'model' AND state <> 'finished'
+       ), calls AS (
+         SELECT first_output_index FROM step
+         UNION ALL
+         SELECT call.first_output_index FROM step JOIN model_calls call
+           ON call.turn_id = $1 AND call.step = step.number
+       )
+       SELECT max(first_output_index) AS place FROM calls WHERE first_output_index <= $2`,
       [turnId, Math.max(-1, ...shown.map(({ index }) => index))],
     ),
   );

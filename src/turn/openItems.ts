@@ -232,9 +232,12 @@ export function closeOpenItems(events: Iterable<TurnEvent>): ClosedItems {
   return open.close();
 }
 
-const isMessageWithText = ({ item }: OutputEntry): boolean =>
-  item["type"] === "message" &&
-  (item["content"] as { text?: string }[]).some((part) => (part.text ?? "") !== "");
+/** Some servers leave out a message's content, or send it as text. */
+function isMessageWithText({ item }: OutputEntry): boolean {
+  const { type, content } = item;
+  if (type !== "message" || !Array.isArray(content)) return false;
+  return content.some((part: { text?: unknown } | null) => Boolean(part?.text));
+}
 
 /** Of closed items the ones that are kept as part of the answer: messages with text that was seen. */
 export function partialAnswers(closed: ClosedItems): OutputEntry[] {

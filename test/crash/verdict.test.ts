@@ -104,20 +104,27 @@ describe("the judge of the crash matrix", () => {
       output: [message("completed")],
     } as never;
     const expected = { text: "Hello", statuses: ["completed"] } as never;
-    expect(breaches(checkAnswer({ turn, expected, cancelWithinMs }, []))).toEqual(["different"]);
+    expect(breaches(checkAnswer({ turn, expected, cancelWithinMs, backAt: null }, []))).toEqual([
+      "different",
+    ]);
   });
 
   test("finds a turn that went on though its cancel was on record", () => {
     const expected = { ...uncalled, text: "Hi", statuses: ["cancelled", "completed"] } as const;
     const content = [{ type: "output_text", text: "Hi" }];
     const output = [{ ...message("completed"), content }];
-    const endedAfter = (passedMs: number) => {
+    const endedAfter = (passedMs: number, backAt: Date | null = null) => {
       const times = { cancelRequestedAt: new Date(0), endedAt: new Date(passedMs) };
       const turn = { status: "completed", output, request: { input: [] }, ...times } as never;
-      return breaches(checkAnswer({ turn, expected, cancelWithinMs }, output));
+      return breaches(checkAnswer({ turn, expected, cancelWithinMs, backAt }, output));
     };
     expect(endedAfter(cancelWithinMs)).toEqual([]);
     expect(endedAfter(cancelWithinMs + 1)).toEqual(["different"]);
+    const back = new Date(7_000);
+    expect(endedAfter(7_000 + cancelWithinMs, back)).toEqual([]);
+    expect(endedAfter(7_001 + cancelWithinMs, back)).toEqual(["different"]);
+    // Somebody else ended it while the worker was away.
+    expect(endedAfter(6_999, back)).toEqual(["different"]);
   });
 
   test("lets a cancelled turn have a beginning of the answer, and no other text", () => {
@@ -127,7 +134,7 @@ describe("the judge of the crash matrix", () => {
       const output = [{ ...message("incomplete"), content }];
       const turn = { status: "cancelled", output, request: { input: [] } } as never;
       const items = [{ ...message("incomplete"), content: [{ type: "output_text", text: kept }] }];
-      return breaches(checkAnswer({ turn, expected, cancelWithinMs }, items));
+      return breaches(checkAnswer({ turn, expected, cancelWithinMs, backAt: null }, items));
     };
     expect(of("Hi")).toEqual([]);
     expect(of("there")).toEqual(["different"]);
@@ -140,7 +147,6 @@ describe("the judge of the crash matrix", () => {
       conversationId: "conv_1",
       base,
       end,
-      interrupts: false,
       conversationItems: 4,
     });
     expect(checkOrder([place("one", 0, 2), place("failed", 2, null), place("two", 2, 4)])).toEqual(
@@ -192,11 +198,14 @@ describe("the judge of the crash matrix", () => {
   });
 
   test("finds an interrupt that has cancelled nothing", () => {
-    const first = (cancelRequestedAt: Date | null) => ({ cancelRequestedAt }) as never;
-    const places = (interrupts: boolean) => [{}, { interrupts }] as never;
-    expect(checkInterrupt([first(new Date(100))], places(true))).toEqual([]);
-    expect(checkInterrupt([first(null)], places(false))).toEqual([]);
-    expect(breaches(checkInterrupt([first(null)], places(true)))).toEqual(["different"]);
+    const first = (status: string, cancelRequestedAt: Date | null) =>
+      [{ status, cancelRequestedAt }] as never;
+    const waited = [[], [{ type: "response.created" }, { type: "response.queued" }]] as never;
+    const atOnce = [[], [{ type: "response.created" }]] as never;
+    expect(checkInterrupt(first("completed", new Date(100)), waited)).toEqual([]);
+    expect(checkInterrupt(first("cancelled", null), waited)).toEqual([]);
+    expect(checkInterrupt(first("completed", null), atOnce)).toEqual([]);
+    expect(breaches(checkInterrupt(first("completed", null), waited))).toEqual(["different"]);
   });
 
   test("finds an effect that happened twice, under one key or two", () => {

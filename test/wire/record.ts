@@ -11,7 +11,8 @@ import { connect as connectTls } from "node:tls";
 import { Command } from "commander";
 
 /** Headers that say whose account it was. */
-const privateHeader = /^(set-cookie|openai-organization|openai-project|cf-ray):.*\r\n/gim;
+const privateHeader =
+  /^(llm_provider-)?(set-cookie|openai-organization|openai-project|cf-ray):.*\r\n/gim;
 
 /** Why a connection was over: the server closed or reset it, or the client left first. */
 type Ending = "cut" | "reset" | "end";
@@ -31,9 +32,12 @@ function sampleOf(host: string, { answer, ending }: Recording): Buffer {
   return Buffer.from(names + head + text.slice(bodyAt), "latin1");
 }
 
-/** A server is asked by its own name, not by this door's. */
+/** A server is asked by its own name, not by this door's, and for one answer. */
 function readdress(request: Buffer, host: string): Buffer {
-  const text = request.toString("latin1").replace(/^host: .*$/im, `Host: ${host}`);
+  const text = request
+    .toString("latin1")
+    .replace(/^connection: .*\r\n/im, "")
+    .replace(/^host: .*$/im, `Host: ${host}\r\nConnection: close`);
   return Buffer.from(text, "latin1");
 }
 
