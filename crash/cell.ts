@@ -141,10 +141,13 @@ function strike(
   const { point, way } = cell;
   const process = victimOf(lane, cell, held, users, random);
   const takeovers: Takeovers = {};
+  const { pid } = process;
   const struckAt = performance.now();
   lane.tripwire.onMoment = (moment) => {
+    // The one that is started in its place has its name.
+    const isVictim = moment.process === process.name && process.pid === pid;
     // Who was at something else leaves nothing to be taken over.
-    if (held.process !== process.name || moment.process === process.name) return;
+    if (held.process !== process.name || isVictim) return;
     const what = takenOver(moment);
     if (what !== null) takeovers[what] ??= performance.now() - struckAt;
   };
