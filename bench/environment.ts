@@ -10,6 +10,7 @@ import { startTemporalServer } from "../src/dev/temporalServer.ts";
 import type { TemporalServer } from "../src/dev/temporalServer.ts";
 import { startPostgres } from "../test/setup/postgresServer.ts";
 import type { PostgresServer } from "../test/setup/postgresServer.ts";
+import { nodeFlags } from "../test/setup/workerProcess.ts";
 
 const path = (relative: string) => fileURLToPath(new URL(relative, import.meta.url));
 
@@ -64,7 +65,7 @@ export async function startRole(
   workflowBundle: string,
 ): Promise<Role> {
   const port = await anyFreePort();
-  const child = spawn(process.execPath, [path("../src/cli.ts"), role], {
+  const child = spawn(process.execPath, [...nodeFlags, path("../src/cli.ts"), role], {
     env: {
       PATH: process.env["PATH"],
       HOME: process.env["HOME"],

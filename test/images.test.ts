@@ -2,6 +2,7 @@ import { readFileSync } from "node:fs";
 import { expect, test } from "vitest";
 import { environment } from "../src/config.ts";
 import { searchAttributeNames } from "../src/turn/engineNames.ts";
+import { nodeFlags } from "./setup/workerProcess.ts";
 
 function read(path: string): string {
   return readFileSync(new URL(`../${path}`, import.meta.url), "utf8");
@@ -37,6 +38,17 @@ test("the image and the compose file run commands that there are", () => {
   expect(run).toEqual(["gateway", "worker", "gateway"]);
   const commands = all(read("src/cli.ts"), /\.command\("(\w+)/g);
   expect(run.filter((command) => !commands.includes(command))).toEqual([]);
+});
+
+test("the image starts Node as npm start and the measurements do", () => {
+  const [entry = ""] = all(dockerfile, /^ENTRYPOINT (.+)$/gm);
+  const { scripts } = JSON.parse(read("package.json")) as { scripts: Record<string, string> };
+  for (const flag of nodeFlags) {
+    expect(entry).toContain(`"${flag}"`);
+    expect([scripts["start"], scripts["bench"]].join()).toMatch(
+      new RegExp(`node ${flag} .*node ${flag} `),
+    );
+  }
 });
 
 test("the compose file registers every search attribute", () => {

@@ -39,6 +39,9 @@ process.on("exit", () => {
   for (const child of living) child.kill("SIGKILL");
 });
 
+/** With what the image starts Node. */
+export const nodeFlags = ["--max-semi-space-size=16"];
+
 /**
  * Starts a worker and waits until it has said `message`.
  *
@@ -48,7 +51,7 @@ export async function startWorkerProcess(
   options: WorkerProcessOptions,
   message = `${options.role ?? "worker"} started`,
 ): Promise<WorkerProcess> {
-  const child = spawn(process.execPath, [cli, options.role ?? "worker"], {
+  const child = spawn(process.execPath, [...nodeFlags, cli, options.role ?? "worker"], {
     env: {
       PATH: process.env["PATH"],
       HOME: process.env["HOME"],
