@@ -16,8 +16,8 @@ import type { Held, Moment } from "./tripwire.ts";
 import { Users } from "./users.ts";
 import type { CellTurn } from "./users.ts";
 import { checkInterrupt, checkOrder, judge } from "./verdict.ts";
-import { pauseMs } from "./ways.ts";
 import type { Problem } from "./verdict.ts";
+import { pauseMs } from "./ways.ts";
 
 /** What came of one kill. */
 export interface CellResult {
@@ -88,8 +88,7 @@ async function tryCell(lane: Lane, cell: Cell, seed: number): Promise<CellResult
   followed.catch(() => {});
   const held = await within(Promise.race([reached, behind(followed, lane, users)]), reachWithinMs);
   lane.tripwire.disarm();
-  const struckAt = new Date();
-  result.struckAt = struckAt;
+  result.struckAt = new Date();
   const asked = users.turns.slice();
   const { takeovers, struck } =
     held === null
@@ -103,7 +102,7 @@ async function tryCell(lane: Lane, cell: Cell, seed: number): Promise<CellResult
   result.connections = users.turns.reduce((sum, turn) => sum + turn.subscriber.connections, 0);
   result.wasted = calls.length - new Set(calls.map((call) => `${call.turn} ${call.step}`)).size;
   await examine(lane, result, users, calls);
-  result.recoverMs = await recovery(lane, idsOf(asked), struckAt);
+  result.recoverMs = await recovery(lane, idsOf(asked), result.struckAt);
   result.inside = await diedInside(lane, idsOf(users.turns));
   result.resumeMs = takeovers[result.inside] ?? null;
   return result;
@@ -185,13 +184,10 @@ async function examine(
   if (left.length > 0) problems.push({ breach: "left behind", detail: left.join(", ") });
   const places = await Promise.all(turns.map(({ id }) => readPlace(lane.database, id)));
   problems.push(...checkOrder(places));
-  if (cell.point.scenario.second === "interrupts")
-    problems.push(
-      ...checkInterrupt(
-        turns,
-        users.turns.map(({ subscriber }) => subscriber.events),
-      ),
-    );
+  if (cell.point.scenario.second === "interrupts") {
+    const streams = users.turns.map(({ subscriber }) => subscriber.events);
+    problems.push(...checkInterrupt(turns, streams));
+  }
   for (const [at, turn] of turns.entries()) {
     const own = calls.filter((call) => call.turn === at + 1);
     const asked = users.turns[at] as CellTurn;

@@ -32,17 +32,21 @@ function refuseBroken(event: UpstreamEvent, headers: Headers): void {
   }
 }
 
+/** The response that a lifecycle event carries, as far as it is read here. */
+function responseOf(event: UpstreamEvent) {
+  return event["response"] as { status?: unknown; error?: ProviderError | null } | null | undefined;
+}
+
 function throwIfFailed(event: UpstreamEvent, headers: Headers): void {
-  const response = event["response"] as { status?: unknown } | null | undefined;
-  if (response?.status === "cancelled") throw new StepFailure(failure("response_cancelled"));
+  const isCancelled = responseOf(event)?.status === "cancelled";
+  if (isCancelled) throw new StepFailure(failure("response_cancelled"));
   if (event.type !== "response.failed") return;
   const error = { ...errorOf(event), headers };
   throw new StepFailure(classifyProviderError(error, "response_failed"));
 }
 
 function errorOf(event: UpstreamEvent): ProviderError | null | undefined {
-  const response = event["response"] as { error?: ProviderError | null } | null | undefined;
-  return response?.error ?? (event["error"] as ProviderError | null | undefined);
+  return responseOf(event)?.error ?? (event["error"] as ProviderError | null | undefined);
 }
 
 /** Azure says why a response failed in an `error` event behind `response.failed`. */
@@ -59,8 +63,7 @@ async function throwWhatFollows(
 /** vLLM names every end `response.completed`, and only the response's status says which it is. */
 function withItsStatus(event: UpstreamEvent): UpstreamEvent {
   if (event.type !== "response.completed") return event;
-  const response = event["response"] as { status?: unknown } | null | undefined;
-  const type = `response.${String(response?.status)}`;
+  const type = `response.${String(responseOf(event)?.status)}`;
   return isTerminalEvent(type) ? { ...event, type } : event;
 }
 

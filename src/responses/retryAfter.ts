@@ -25,13 +25,9 @@ function atMost(delayMs: number | undefined): number | undefined {
 /** A header, under its own name, that of Azure, or that which LiteLLM gives its provider's. */
 function headerOf(headers: Headers, name: string): string {
   const azure = name.replace("x-ratelimit-", "x-rate-limit-");
-  const names = [name, azure, `llm_provider-${name}`];
-  return (
-    names
-      .map((each) => headers.get(each))
-      .find((value) => value !== null)
-      ?.trim() ?? ""
-  );
+  const value =
+    headers.get(name) ?? headers.get(azure) ?? headers.get(`llm_provider-${name}`) ?? "";
+  return value.trim();
 }
 
 /** `retry-after-ms`, else `retry-after`, in whole milliseconds, at most a day; else undefined. */

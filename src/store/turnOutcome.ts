@@ -59,6 +59,7 @@ async function ofLastCall(
   turnId: string,
   shown: readonly OutputEntry[],
 ): Promise<OutputEntry[]> {
+  if (shown.length === 0) return [];
   // A static answer has no row in the ledger; its step has its place.
   const row = await one(
     tx.query<{ place: number | null }>(
@@ -72,7 +73,7 @@ async function ofLastCall(
            ON call.turn_id = $1 AND call.step = step.number
        )
        SELECT max(first_output_index) AS place FROM calls WHERE first_output_index <= $2`,
-      [turnId, Math.max(-1, ...shown.map(({ index }) => index))],
+      [turnId, Math.max(...shown.map(({ index }) => index))],
     ),
   );
   const { place } = row;
