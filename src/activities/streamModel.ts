@@ -1,7 +1,6 @@
 import { ModelStreamTranslator } from "../events/translator.ts";
 import type { ModelOutput } from "../events/translator.ts";
 import type { StepWriter } from "../events/writer.ts";
-import { RequestLate } from "../responses/call.ts";
 import type { ModelCall, UpstreamEvent } from "../responses/call.ts";
 import { readFinalUsage } from "../responses/usage.ts";
 import { eventsOfResponse } from "../responses/wholeResponse.ts";
@@ -89,44 +88,40 @@ export async function openCall(
  * Makes one call and streams it into the event log.
  *
  * @throws StepFailure for everything that is not a whole answer; the signal's reason when stopped;
- *   ModelPaused when nothing was sent.
+ *   ModelPaused when nothing was sent; StepStopped `fenced` when somebody else had the step before the
+ *   request was whole.
  */
 export async function streamModel(step: ModelStep, open: OpenCall): Promise<ModelAnswer> {
   const { parts, turn, stop } = step;
   parts.modelPauses.check(turn.model, step.fence.attempt);
-  for (;;) {
-    const sendBy = (await heldSince(step)) + heldForMs;
-    stop.signal.throwIfAborted();
-    step.isSent = true;
-    const stream = parts.endpoint.stream(open.next.call, {
-      sendBy,
-      signal: stop.signal,
-      idleTimeoutMs: turn.limits.idleTimeoutMs,
-      onRequestId: (id) => (step.ledger.requestId = id),
-    });
-    try {
-      return await follow(step, open, stream);
-    } catch (error) {
-      if (!(error instanceof RequestLate)) throw error;
-      step.isSent = false;
-    }
-  }
+  stop.signal.throwIfAborted();
+  step.isSent = true;
+  const stream = parts.endpoint.stream(open.next.call, {
+    confirm: confirmHeld(step),
+    signal: stop.signal,
+    idleTimeoutMs: turn.limits.idleTimeoutMs,
+    onRequestId: (id) => (step.ledger.requestId = id),
+  });
+  return follow(step, open, stream);
 }
 
 /** A step is hardly ever taken over, and ended, within this time after it was known to be held. */
 export const heldForMs = 1_000;
 
 /**
- * The last moment, as `Date.now()` gives it, at which the step was this attempt's for sure. A process
- * that was paused may have been replaced, and would buy what its successor has bought [7].
- *
- * @throws StepStopped `fenced`.
+ * Looks the step up again when the last time is too long ago. A process that was paused may have been
+ * replaced, and would buy what its successor has bought [7].
  */
-async function heldSince({ parts, claim, fence }: ModelStep): Promise<number> {
-  const now = Date.now();
-  if (now - claim.askedAt < heldForMs) return claim.askedAt;
-  if (!(await holdsStep(parts.database, fence))) throw new StepStopped("fenced");
-  return now;
+function confirmHeld({ parts, claim, fence, stop }: ModelStep): () => Promise<void> {
+  let heldAt = claim.askedAt;
+  return async () => {
+    while (Date.now() - heldAt >= heldForMs) {
+      stop.signal.throwIfAborted();
+      const askedAt = Date.now();
+      if (!(await holdsStep(parts.database, fence))) throw new StepStopped("fenced");
+      heldAt = askedAt;
+    }
+  };
 }
 
 /** Answers with the agent's own text, where no model could. */

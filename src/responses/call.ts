@@ -4,14 +4,13 @@ import { failure, StepFailure } from "../turn/failures.ts";
 import type { Item } from "../turn/items.ts";
 import { readAnswer } from "./answer.ts";
 import type { UpstreamEvent } from "./answer.ts";
-import { openConnections, RequestLate, sendingBy } from "./connections.ts";
+import { holdingBack, openConnections, RequestWithheld } from "./connections.ts";
 import { causes, classifyFailure, requestIdOf } from "./failures.ts";
 import { toModelInput } from "./input.ts";
 import { redactSecrets } from "./redaction.ts";
 import { watchSilence } from "./silence.ts";
 
 export type { UpstreamEvent } from "./answer.ts";
-export { RequestLate } from "./connections.ts";
 
 /** One call of `POST /responses`, always with the full input. */
 export interface ModelCall {
@@ -35,8 +34,11 @@ export interface ModelCallOptions {
 }
 
 export interface PaidCallOptions extends ModelCallOptions {
-  /** The request may not leave after this, as `Date.now()` gives it. Default: at any time. */
-  sendBy?: number;
+  /**
+   * Called when all of a request but its last byte has been written; that one leaves when this
+   * resolves. What it throws is thrown by the iteration, and no provider has seen a whole request.
+   */
+  confirm?(): Promise<void>;
 }
 
 export interface ModelEndpoint {
@@ -46,7 +48,7 @@ export interface ModelEndpoint {
    * iteration throws, so that its usage can be read and its failure is not missed.
    *
    * @throws StepFailure for everything that is not a whole answer; the signal's reason when aborted;
-   *   RequestLate when it was not sent because `sendBy` had passed by then.
+   *   what `confirm` throws.
    */
   stream(call: ModelCall, options: PaidCallOptions): AsyncIterable<UpstreamEvent>;
   /**
@@ -157,9 +159,11 @@ class Endpoint implements ModelEndpoint {
   }
 
   stream(call: ModelCall, options: PaidCallOptions): AsyncGenerator<UpstreamEvent> {
-    const dispatcher = sendingBy(this.#connections.dispatcher, options.sendBy ?? Infinity);
+    const { confirm } = options;
+    const { dispatcher } = this.#connections;
+    const held = confirm === undefined ? dispatcher : holdingBack(dispatcher, confirm);
     return this.#read(
-      (signal) => this.#send(call, { signal, fetchOptions: { dispatcher } }),
+      (signal) => this.#send(call, { signal, fetchOptions: { dispatcher: held } }),
       options,
     );
   }
@@ -217,10 +221,8 @@ class Endpoint implements ModelEndpoint {
       const isEcho = watch.signal.aborted && !(error instanceof StepFailure);
       const cause: unknown = isEcho ? watch.signal.reason : error;
       if (cause === options.signal.reason) throw cause;
-      throw (
-        causes(cause).find((inner) => inner instanceof RequestLate) ??
-        this.#toStepFailure(cause, requestId)
-      );
+      const withheld = causes(cause).find((inner) => inner instanceof RequestWithheld);
+      throw withheld === undefined ? this.#toStepFailure(cause, requestId) : withheld.cause;
     } finally {
       watch.end();
     }
@@ -236,7 +238,7 @@ class Endpoint implements ModelEndpoint {
       return await this.#post(toRequest(call, wantsReasoning), options);
     } catch (error) {
       if (!wantsReasoning || !refusesEncryptedReasoning(error)) throw error;
-      // Before the next request, which may come too late to leave.
+      // Before the next request, which may be withheld.
       this.#modelsWithoutReasoning.add(call.model);
       // A request that was refused as such has cost nothing, so this is no retry of a failed step.
       return this.#post(toRequest(call, false), options);

@@ -1,4 +1,4 @@
-import { Agent, DecoratorHandler, fetch } from "undici";
+import { Agent, fetch } from "undici";
 import type { Dispatcher } from "undici";
 
 /** Below the idle time after which OpenAI's edge and common proxies close a connection. */
@@ -23,36 +23,43 @@ export function openConnections(settings: { connectTimeoutMs: number }): {
   return { fetch: fetch as unknown as typeof globalThis.fetch, dispatcher };
 }
 
-/** The request did not leave before its `sendBy`: nothing was sent, and the connection stays open. */
-export class RequestLate extends Error {
-  constructor() {
-    super("The request could not leave in time.");
+/** The request's last byte was held back for good; the cause says why. */
+export class RequestWithheld extends Error {
+  constructor(cause: unknown) {
+    super("The request was not sent to its end.", { cause });
   }
 }
 
-/** undici asks at the last moment before it writes, when there is a connection. */
-class SendBy extends DecoratorHandler {
-  readonly #inner: Dispatcher.DispatchHandler;
-  readonly #sendBy: number;
-
-  constructor(inner: Dispatcher.DispatchHandler, sendBy: number) {
-    super(inner);
-    this.#inner = inner;
-    this.#sendBy = sendBy;
+/** `body` without its last byte until `confirm` has resolved. */
+async function* holdLastByte(
+  body: AsyncIterable<Uint8Array>,
+  confirm: () => Promise<void>,
+): AsyncGenerator<Uint8Array> {
+  let held: Uint8Array | undefined;
+  for await (const chunk of body) {
+    if (held !== undefined) yield held;
+    held = chunk;
   }
-
-  onRequestStart(controller: Dispatcher.DispatchController, context: unknown): void {
-    if (Date.now() > this.#sendBy) throw new RequestLate();
-    this.#inner.onRequestStart?.(controller, context);
+  if (held === undefined) return;
+  // undici writes a chunk before it asks for the next one.
+  yield held.subarray(0, -1);
+  try {
+    await confirm();
+  } catch (error) {
+    throw new RequestWithheld(error);
   }
+  yield held.subarray(-1);
 }
 
 /**
- * The dispatcher for a request that must not leave after `sendBy`, as `Date.now()` gives it. It fails
- * with {@link RequestLate} then, somewhere in the error's causes.
+ * A dispatcher for requests whose last byte leaves when `confirm` resolves, which is called when all
+ * the others have been written. When it rejects, the server never has a whole request, and the request
+ * fails with {@link RequestWithheld}, somewhere in the error's causes.
  */
-export function sendingBy(dispatcher: Dispatcher, sendBy: number): Dispatcher {
-  return dispatcher.compose(
-    (dispatch) => (options, handler) => dispatch(options, new SendBy(handler, sendBy)),
-  );
+export function holdingBack(dispatcher: Dispatcher, confirm: () => Promise<void>): Dispatcher {
+  return dispatcher.compose((dispatch) => (options, handler) => {
+    // What `fetch` gives, with its length among the headers; undici's types leave it out.
+    const body = options.body as unknown as AsyncIterable<Uint8Array>;
+    return dispatch({ ...options, body: holdLastByte(body, confirm) as never }, handler);
+  });
 }

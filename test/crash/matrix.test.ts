@@ -9,11 +9,11 @@ import { ways } from "../../crash/ways.ts";
 import { describeWith, sharedTemporal } from "../setup/servers.ts";
 
 const seed = 1;
-/**
- * What the matrix has found once. Not among them is a worker that is paused just as it sends its request:
- * that is what no lease can exclude (docs/crash-matrix.md), and turnTakeover.test.ts has the rest of it.
- */
-const once = new Set(["background/before the ending transaction/worker/SIGSTOP"]);
+/** What the matrix has found once. */
+const once = new Set([
+  "background/before the ending transaction/worker/SIGSTOP",
+  "foreground/after a notification of events/worker/SIGSTOP",
+]);
 const lanes = 3;
 const hangGuardMs = 900_000;
 
