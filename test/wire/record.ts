@@ -14,8 +14,8 @@ import { Command } from "commander";
 const privateHeader =
   /^(llm_provider-)?(set-cookie|openai-organization|openai-project|cf-ray):.*\r\n/gim;
 
-/** Why a connection was over: the server closed or reset it, or the client left first. */
-type Ending = "cut" | "reset" | "end";
+/** Why a connection was over: the server closed, reset or refused it, or the client left first. */
+type Ending = "cut" | "reset" | "refused" | "end";
 
 interface Recording {
   answer: Buffer;
@@ -25,7 +25,8 @@ interface Recording {
 /** The file: its lines of names, then the bytes as they came. */
 function sampleOf(host: string, { answer, ending }: Recording): Buffer {
   const day = new Date().toISOString().slice(0, 10);
-  const names = `# recorded: ${host}, ${day}\n# shows: \n# class: \n# ending: ${ending}\n`;
+  const how = ending === "refused" ? "over: a closed port" : `ending: ${ending}`;
+  const names = `# recorded: ${host}, ${day}\n# shows: \n# class: \n# ${how}\n`;
   const text = answer.toString("latin1");
   const bodyAt = text.indexOf("\r\n\r\n") + 2;
   const head = text.slice(0, bodyAt).replaceAll(privateHeader, "");
@@ -59,11 +60,15 @@ async function record(client: Socket, to: URL): Promise<Recording> {
     parts.push(part);
     client.write(part);
   });
-  server.once("end", () => over.resolve("cut")).on("error", () => over.resolve("reset"));
+  server
+    .once("end", () => over.resolve("cut"))
+    .on("error", ({ code }: NodeJS.ErrnoException) => {
+      over.resolve(code === "ECONNREFUSED" ? "refused" : "reset");
+    });
   client.once("close", () => over.resolve("end")).on("error", () => over.resolve("end"));
   const ending = await over.promise;
-  if (ending === "reset") client.resetAndDestroy();
-  else client.end();
+  if (ending === "cut" || ending === "end") client.end();
+  else client.resetAndDestroy();
   server.destroy();
   return { answer: Buffer.concat(parts), ending };
 }
@@ -79,7 +84,7 @@ await mkdir(folder, { recursive: true });
 
 async function keep(client: Socket): Promise<void> {
   const recording = await record(client, to);
-  if (recording.answer.length === 0) return;
+  if (recording.answer.length === 0 && recording.ending === "end") return;
   const file = join(folder, `recorded.${crypto.randomUUID()}.http`);
   await writeFile(file, sampleOf(to.host, recording), { flag: "wx" });
   process.stdout.write(`${file}\n`);
