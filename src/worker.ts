@@ -125,8 +125,22 @@ function versioning(version: WorkerVersion | null | undefined): Partial<WorkerOp
   };
 }
 
+/**
+ * Workflows without the SDK's limit of 5 s on one step of their code. Node keeps it with a thread for
+ * each call into the sandbox, four of them and more for a workflow task, and each costs more than what
+ * it watches. The bundle has no code but ours, which waits for activities and computes nothing.
+ */
+class TurnkeeperWorker extends Worker {
+  protected static override createWorkflowCreator(
+    ...[bundle, options, logger]: Parameters<typeof Worker.createWorkflowCreator>
+  ) {
+    const isolateExecutionTimeoutMs = undefined as unknown as number;
+    return super.createWorkflowCreator(bundle, { ...options, isolateExecutionTimeoutMs }, logger);
+  }
+}
+
 function createTemporalWorker(options: TurnWorkerOptions, activities: object): Promise<Worker> {
-  return Worker.create({
+  return TurnkeeperWorker.create({
     connection: options.connection,
     namespace: options.client.options.namespace,
     taskQueue: options.taskQueue,
