@@ -132,6 +132,17 @@ describeWith(["postgres", "temporal"], "a command that asks a gateway that is th
     });
   });
 
+  test("does not add up costs that nobody knows", async () => {
+    const setCost = (dollars: string | null) =>
+      parts.database.query("UPDATE model_calls SET cost_usd = $1 WHERE outcome = 'used'", [
+        dollars,
+      ]);
+    await setCost(null);
+    const { output } = await runCommand(["turn", "show", turnId], environment);
+    expect(output).toMatch(/used +1 +1,234 +0 +56 +0 +\? +1 exact\n/);
+    await setCost("0.001514");
+  });
+
   test("tells the cost, with what of it is estimated", async () => {
     const { output } = await runCommand(["cost", "--by", "model", "--since", "1h"], environment);
     expect(output).toMatch(/^model +turns +calls +wasted +input +output +cost +of it wasted\n/);

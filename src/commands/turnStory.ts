@@ -133,6 +133,13 @@ function chronicle(story: Story): string {
   );
 }
 
+/** `+`: there are calls beside it whose cost is not known; `?`: there are no others. */
+function totalCost(calls: readonly Call[]): string {
+  const known = calls.flatMap((call) => call.cost_usd ?? []);
+  const sum = known.length === 0 ? null : known.reduce((all, cost) => all + cost, 0);
+  return `${formatDollars(sum)}${sum !== null && known.length < calls.length ? "+" : ""}`;
+}
+
 /** What the calls of one outcome add up to. */
 function totalRow(name: string, calls: readonly Call[]): string[] {
   const sum = (field: "input_tokens" | "cached_tokens" | "output_tokens" | "reasoning_tokens") =>
@@ -147,7 +154,7 @@ function totalRow(name: string, calls: readonly Call[]): string[] {
     sum("cached_tokens"),
     sum("output_tokens"),
     sum("reasoning_tokens"),
-    formatDollars(calls.reduce((all, call) => all + (call.cost_usd ?? 0), 0)),
+    totalCost(calls),
     certainty.filter((each) => !each.startsWith("0 ")).join(", "),
   ];
 }
