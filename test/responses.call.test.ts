@@ -415,6 +415,26 @@ describe("a call to a server with manners of its own", () => {
     expect(sockets).toBeLessThanOrEqual(2);
   });
 
+  it("keeps the connection to a server that ends its streams with a mark", async () => {
+    answer = (_, response) => {
+      response.writeHead(200, { "content-type": "text/event-stream" });
+      response.write(`data: ${JSON.stringify(completed)}\n\ndata: [DONE]\n\n`);
+      setImmediate(() => response.end());
+    };
+    for (let call = 0; call < 10; call += 1) {
+      expect(await outcomeOf(endpoint)).toEqual({ events: [completed], failure: null });
+    }
+    expect(sockets).toBeLessThanOrEqual(2);
+  });
+
+  it("takes the end mark for the end", async () => {
+    answer = (_, response) => {
+      response.writeHead(200, { "content-type": "text/event-stream" });
+      response.write(`data: {"type":"response.created","response":{}}\n\ndata: [DONE]\n\n`);
+    };
+    expect((await outcomeOf(endpoint)).failure?.class).toBe("stream_truncated");
+  });
+
   it("lets go of a server that goes on after the terminal event", async () => {
     answer = (_, response) => {
       response.writeHead(200, { "content-type": "text/event-stream" });

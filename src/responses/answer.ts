@@ -1,6 +1,8 @@
+import type { EventSourceMessage } from "eventsource-parser";
 import { APIError } from "openai";
 import { isTerminalEvent } from "../turn/events.ts";
 import { StepFailure, failure } from "../turn/failures.ts";
+import { readMessages } from "./eventStream.ts";
 import { classifyFailure, classifyProviderError } from "./failures.ts";
 import type { ProviderError } from "./failures.ts";
 import type { SilenceWatch } from "./silence.ts";
@@ -9,7 +11,7 @@ import { eventsOfResponse, isWholeResponse } from "./wholeResponse.ts";
 /** A stream event as the provider sent it; types that are not known are passed on. */
 export type UpstreamEvent = { type: string; [field: string]: unknown };
 
-/** After the terminal event only the end of the body is left; read, it frees the connection. */
+/** After the terminal event the end of the body is left, and often an end mark; read, it frees the connection. */
 const drainTimeoutMs = 1_000;
 
 function isEvent(value: unknown): value is UpstreamEvent {
@@ -49,15 +51,40 @@ function errorOf(event: UpstreamEvent): ProviderError | null | undefined {
   return responseOf(event)?.error ?? (event["error"] as ProviderError | null | undefined);
 }
 
+/** Servers of chat completions end their streams with it, and with them many of the Responses API. */
+const endMark = "[DONE]";
+
+/** What an event carries; `undefined` for what is no JSON. */
+function parse({ data }: EventSourceMessage): unknown {
+  try {
+    return JSON.parse(data);
+  } catch {
+    return undefined;
+  }
+}
+
+/** Throws what an event named `error` stands for, or one that carries an error beside its type. */
+function refuseError({ event }: EventSourceMessage, value: unknown, headers: Headers): void {
+  const error = (value as { error?: object } | null | undefined)?.error;
+  if (event !== "error" && !error) return;
+  const cause = new APIError(undefined, error ?? (value as object), undefined, headers);
+  throw new StepFailure(classifyFailure(cause), { cause });
+}
+
 /** Azure says why a response failed in an `error` event behind `response.failed`. */
 async function throwWhatFollows(
-  rest: Promise<IteratorResult<unknown>>,
+  rest: Promise<IteratorResult<EventSourceMessage>>,
   headers: Headers,
 ): Promise<void> {
-  const next = await rest.catch((error: unknown) => {
-    if (error instanceof APIError) throw new StepFailure(classifyFailure(error));
-  });
-  if (isEvent(next?.value)) refuseBroken(next.value, headers);
+  const next = await rest.catch(() => null);
+  if (next?.done !== false) return;
+  const value = parse(next.value);
+  refuseError(next.value, value, headers);
+  if (isEvent(value)) refuseBroken(value, headers);
+}
+
+async function readToEnd(messages: AsyncIterator<EventSourceMessage>): Promise<void> {
+  while ((await messages.next()).done !== true);
 }
 
 /** vLLM names every end `response.completed`, and only the response's status says which it is. */
@@ -84,49 +111,51 @@ function missingEnd(seen: Sighting, headers: Headers): StepFailure {
   return new StepFailure(failure(isCut ? "stream_truncated" : "malformed_answer"));
 }
 
-async function nextValue(
-  iterator: AsyncIterator<unknown>,
+async function nextMessage(
+  iterator: AsyncIterator<EventSourceMessage>,
   watch: SilenceWatch,
   idleTimeoutMs: number,
-): Promise<IteratorResult<unknown>> {
+): Promise<EventSourceMessage | null> {
   watch.arm(idleTimeoutMs, "event");
   try {
     const next = await iterator.next();
-    // The SDK ends the loop quietly when the request is aborted.
-    watch.signal.throwIfAborted();
-    return next;
+    return next.done === true || next.value.data === endMark ? null : next.value;
   } finally {
     watch.disarm();
   }
 }
 
 async function* readEvents(
-  stream: AsyncIterable<unknown>,
-  headers: Headers,
+  response: Response,
   watch: SilenceWatch,
   idleTimeoutMs: number,
 ): AsyncGenerator<UpstreamEvent> {
-  const iterator = stream[Symbol.asyncIterator]();
+  const { headers } = response;
+  const iterator = readMessages(response);
   const seen: Sighting = { events: 0, others: 0 };
   for (;;) {
-    const next = await nextValue(iterator, watch, idleTimeoutMs).catch((error: unknown) => {
-      // An event that was cut by the end of the body is handed to the SDK's parser all the same.
-      throw error instanceof SyntaxError ? missingEnd(seen, headers) : error;
-    });
-    if (next.done === true) throw missingEnd(seen, headers);
-    if (!isEvent(next.value)) {
+    const message = await nextMessage(iterator, watch, idleTimeoutMs);
+    if (message === null) throw missingEnd(seen, headers);
+    const value = parse(message);
+    // An event that was cut by the end of the body is no JSON.
+    if (value === undefined) throw missingEnd(seen, headers);
+    refuseError(message, value, headers);
+    if (!isEvent(value)) {
       seen.others += 1;
       continue;
     }
     seen.events += 1;
-    const event = withItsStatus(next.value);
+    const event = withItsStatus(value);
     refuseBroken(event, headers);
     if (!isTerminalEvent(event.type)) {
       yield event;
       continue;
     }
     const rest = iterator.next();
-    watch.endAfter(rest, drainTimeoutMs);
+    watch.endAfter(
+      rest.then(() => readToEnd(iterator)),
+      drainTimeoutMs,
+    );
     yield event;
     const isUnexplained = event.type === "response.failed" && !errorOf(event);
     if (isUnexplained) await throwWhatFollows(rest, headers);
@@ -167,17 +196,13 @@ export function* readEnded(
   }
 }
 
-/**
- * Reads an answer to its terminal event; what it throws is documented at `ModelEndpoint.stream`.
- * `stream` is the SDK's reading of `response`, whose body nobody has touched yet.
- */
+/** Reads an answer to its terminal event; what it throws is documented at `ModelEndpoint.stream`. */
 export function readAnswer(
-  stream: AsyncIterable<unknown>,
   response: Response,
   watch: SilenceWatch,
   idleTimeoutMs: number,
 ): AsyncGenerator<UpstreamEvent> {
   const isWhole = mediaTypeOf(response.headers) === "application/json";
   if (isWhole) return readWhole(response, watch, idleTimeoutMs);
-  return readEvents(stream, response.headers, watch, idleTimeoutMs);
+  return readEvents(response, watch, idleTimeoutMs);
 }

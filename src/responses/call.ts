@@ -175,7 +175,7 @@ class Endpoint implements ModelEndpoint {
   ): AsyncGenerator<UpstreamEvent> {
     const query = { stream: true, starting_after: after } as const;
     return this.#read(
-      (signal) => this.#client.responses.retrieve(responseId, query, { signal }).withResponse(),
+      (signal) => this.#client.responses.retrieve(responseId, query, { signal }).asResponse(),
       options,
     );
   }
@@ -206,17 +206,17 @@ class Endpoint implements ModelEndpoint {
   }
 
   async *#read(
-    send: (signal: AbortSignal) => Promise<{ data: AsyncIterable<unknown>; response: Response }>,
+    send: (signal: AbortSignal) => Promise<Response>,
     options: ModelCallOptions,
   ): AsyncGenerator<UpstreamEvent> {
     const watch = watchSilence(options.signal);
     let requestId: string | undefined;
     try {
       watch.arm(this.#settings.headersTimeoutMs, "headers");
-      const { data, response } = await send(watch.signal);
+      const response = await send(watch.signal);
       requestId = requestIdOf(response.headers);
       if (requestId !== undefined) options.onRequestId?.(requestId);
-      yield* readAnswer(data, response, watch, options.idleTimeoutMs);
+      yield* readAnswer(response, watch, options.idleTimeoutMs);
     } catch (error) {
       const isEcho = watch.signal.aborted && !(error instanceof StepFailure);
       const cause: unknown = isEcho ? watch.signal.reason : error;
@@ -246,7 +246,7 @@ class Endpoint implements ModelEndpoint {
   }
 
   #post(request: ResponseCreateParamsStreaming, options: object) {
-    return this.#client.responses.create(request, options).withResponse();
+    return this.#client.responses.create(request, options).asResponse();
   }
 
   #toStepFailure(error: unknown, requestId: string | undefined): StepFailure {

@@ -186,7 +186,7 @@ export function classifyFailure(error: unknown): Failure {
   if (error instanceof APIConnectionError) return classifyConnectionError(error);
   if (error instanceof APIError) return classifyApiError(error);
   if (isReset(error)) return failure("stream_reset");
-  // The SDK throws these for an event that is not JSON and for an answer without a body.
+  // A whole answer that is no JSON, and whatever else the SDK finds wrong with one.
   if (error instanceof SyntaxError || error instanceof OpenAIError) {
     return failure("malformed_answer", redactSecrets(error.message));
   }
