@@ -1,10 +1,11 @@
 import { extname } from "node:path";
 import { fileURLToPath } from "node:url";
 import { Worker } from "@temporalio/worker";
-import type { NativeConnection, WorkerOptions } from "@temporalio/worker";
+import type { InjectedSinks, NativeConnection, WorkerOptions } from "@temporalio/worker";
 import type { Client } from "@temporalio/client";
 import type { Logger } from "pino";
 import { createAgentReader } from "./activities/agentReader.ts";
+import { createCancelRelay } from "./activities/askToCancel.ts";
 import { createTurnActivities } from "./activities/index.ts";
 import { HeadStarts } from "./activities/headStarts.ts";
 import { ModelPauses } from "./activities/modelPauses.ts";
@@ -30,6 +31,7 @@ import type { Tool } from "./tools/defineTool.ts";
 import { createToolRegistry } from "./tools/registry.ts";
 import type { ToolRegistry } from "./tools/registry.ts";
 import type { Agent } from "./turn/agent.ts";
+import type { TurnSinks } from "./workflows/sinks.ts";
 
 export interface TurnWorkerOptions {
   connection: NativeConnection;
@@ -139,7 +141,11 @@ class TurnkeeperWorker extends Worker {
   }
 }
 
-function createTemporalWorker(options: TurnWorkerOptions, activities: object): Promise<Worker> {
+function createTemporalWorker(
+  options: TurnWorkerOptions,
+  activities: object,
+  sinks: InjectedSinks<TurnSinks>,
+): Promise<Worker> {
   return TurnkeeperWorker.create({
     connection: options.connection,
     namespace: options.client.options.namespace,
@@ -147,6 +153,7 @@ function createTemporalWorker(options: TurnWorkerOptions, activities: object): P
     ...workflowSource(options.workflowBundle),
     ...versioning(options.deployment),
     activities,
+    sinks,
     maxConcurrentActivityTaskExecutions: options.maxConcurrentSteps,
     maxCachedWorkflows,
     // Each turn that begins here brings its first workflow task along, if there is a slot for it.
@@ -178,7 +185,9 @@ export async function createWorker(options: TurnWorkerOptions): Promise<TurnWork
   });
   const parts = await openParts(options, tools, engine);
   const headStarts = new HeadStarts(parts, options.maxConcurrentSteps);
-  const worker = await createTemporalWorker(options, createTurnActivities(parts, headStarts));
+  const activities = createTurnActivities(parts, headStarts);
+  const cancelRequested = { fn: createCancelRelay(parts), callDuringReplay: false };
+  const worker = await createTemporalWorker(options, activities, { turns: { cancelRequested } });
   const offeredTurns = new OfferedTurns(parts, headStarts, options.taskQueue);
   // Which version gets a turn is Temporal's to say, and it has not been asked yet.
   const hasHeadStarts = !options.deployment;

@@ -1,9 +1,11 @@
+import { createServer as createHttpServer } from "node:http";
 import { createServer } from "node:net";
 import type { AddressInfo } from "node:net";
 import { afterAll, expect, test, vi } from "vitest";
 import { openModelEndpoint } from "../src/responses/call.ts";
 import { apiError, fault } from "../src/simulator/fault.ts";
 import { text } from "../src/simulator/server.ts";
+import { StepFailure } from "../src/turn/failures.ts";
 import { userMessage } from "../src/turn/items.ts";
 import { useSimulator } from "./setup/useSimulator.ts";
 
@@ -92,4 +94,18 @@ test("a model without encrypted reasoning is remembered though the next request 
   expect(await call(confirm)).toBe("response.completed");
   const included = simulator.requests.map(({ body }) => body["include"]);
   expect(included).toEqual([["reasoning.encrypted_content"], undefined]);
+});
+
+test("a redirect, after which fetch sends no body, ends in what stands there", async () => {
+  const server = createHttpServer((request, response) => {
+    const isMoved = request.method === "POST";
+    response.writeHead(isMoved ? 301 : 404, { location: "/elsewhere" }).end();
+  });
+  await new Promise<void>((listening) => server.listen(0, "127.0.0.1", listening));
+  const to = open(`http://127.0.0.1:${(server.address() as AddressInfo).port}/v1`);
+  const error = await call(async () => {}, { to }).catch((thrown: unknown) => thrown);
+  expect(error).toBeInstanceOf(StepFailure);
+  expect((error as StepFailure).failure.class).toBe("invalid_request");
+  await to.close();
+  server.close();
 });

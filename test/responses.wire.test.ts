@@ -129,7 +129,8 @@ describe("an answer on the wire", () => {
         parameters: {},
         keepAs: null,
       };
-      const options = { signal: new AbortController().signal, idleTimeoutMs: patienceMs };
+      const { signal } = new AbortController();
+      const options = { signal, idleTimeoutMs: patienceMs, confirm: async () => {} };
       for await (const event of endpoint.stream(call, options)) {
         events.push(event);
         provider.seen();

@@ -144,6 +144,22 @@ describeWith(["postgres", "temporal"], "a turn that is cancelled", () => {
     await expectUsable(turn, "One two");
   });
 
+  test("by Temporal's cancel does so while its own call holds the worker's last slot", async () => {
+    const busy = await deploy({ maxConcurrentSteps: 1 });
+    try {
+      const pause = gate(2);
+      busy.simulator.script(text("", { deltas: ["One", " two", " three"], pauseAfter: pause }));
+      const turn = await busy.turnkeeper.turns.start({ input: "Count" });
+      await pause.reached;
+      await untilSaid(turn, "One two");
+      await busy.temporal.workflow.getHandle(turn.id).cancel();
+      await busy.simulator.waitFor("aborted");
+      expect(await ended(turn)).toMatchObject({ status: "cancelled", text: "One two" });
+    } finally {
+      await busy.close();
+    }
+  });
+
   test("during a tool aborts the handler's signal, and the pair is whole for the next model call", async () => {
     const turn = await startTool();
     await turn.cancel();

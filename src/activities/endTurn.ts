@@ -1,6 +1,5 @@
 import { setTimeout as delay } from "node:timers/promises";
 import { Context } from "@temporalio/activity";
-import { cancelTurn } from "../store/cancels.ts";
 import type { Ending } from "../store/endings.ts";
 import { isAtWork } from "../store/steps.ts";
 import { readTurnOfWorkflow } from "../store/turns.ts";
@@ -9,7 +8,8 @@ import { isTerminal } from "../turn/turn.ts";
 import type { Turn } from "../turn/turn.ts";
 import { turnEnd } from "../turn/verdict.ts";
 import type { TurnEnd } from "../turn/verdict.ts";
-import { finishTurn, tellOfEnding } from "./finishTurn.ts";
+import { askToCancel } from "./askToCancel.ts";
+import { finishTurn } from "./finishTurn.ts";
 import type { Parts } from "./parts.ts";
 import { failForGood, retryLater } from "./stepContext.ts";
 
@@ -61,18 +61,10 @@ function endingFor(reason: EndReason): Ending {
   }
 }
 
-/**
- * Sets the flag, wakes the worker that runs the step [12], and waits for it to end the turn; `null` when
- * there is nobody to wait for.
- */
+/** Waits for the owner to end the turn; `null` when there is nobody to wait for. */
 async function askOwner(parts: Parts, turn: Turn): Promise<TurnEnd | null> {
-  const asked = await cancelTurn(parts.database, turn);
-  if (asked.outcome === "ended") {
-    tellOfEnding(parts, asked);
-    const { status, failureClass } = asked;
-    return { status, ...(failureClass === undefined ? {} : { failureClass }) };
-  }
-  await parts.database.notify("turnkeeper_cancels", turn.id);
+  const ended = await askToCancel(parts, turn);
+  if (ended !== null) return ended;
   const giveUpAt = Date.now() + ownerGraceMs;
   while (Date.now() < giveUpAt) {
     const isOwned = await isAtWork(parts.database, turn.id);

@@ -106,7 +106,7 @@ export async function streamModel(step: ModelStep, open: OpenCall): Promise<Mode
 }
 
 /** A step is hardly ever taken over, and ended, within this time after it was known to be held. */
-export const heldForMs = 1_000;
+export const heldForMs = 250;
 
 /**
  * Looks the step up again when the last time is too long ago. A process that was paused may have been

@@ -17,6 +17,9 @@ export function openConnections(settings: { connectTimeoutMs: number }): {
     headersTimeout: 0,
     bodyTimeout: 0,
     keepAliveTimeout: keepAliveMs,
+    // Without the two limits undici never finds out that a shared HTTP/2 connection is dead, and every
+    // retry would go to it; and a call's own socket is what a cancel closes [12].
+    allowH2: false,
     connect: { timeout: settings.connectTimeoutMs },
   });
   // The same standard twice: Node's types describe the copy of undici that Node carries.
@@ -59,7 +62,9 @@ async function* holdLastByte(
 export function holdingBack(dispatcher: Dispatcher, confirm: () => Promise<void>): Dispatcher {
   return dispatcher.compose((dispatch) => (options, handler) => {
     // What `fetch` gives, with its length among the headers; undici's types leave it out.
-    const body = options.body as unknown as AsyncIterable<Uint8Array>;
-    return dispatch({ ...options, body: holdLastByte(body, confirm) as never }, handler);
+    const body = options.body as unknown as AsyncIterable<Uint8Array> | null;
+    // After a redirect there may be none.
+    const held = body === null ? null : holdLastByte(body, confirm);
+    return dispatch({ ...options, body: held as never }, handler);
   });
 }

@@ -16,6 +16,7 @@ import type { DirectStart } from "../turn/directStart.ts";
 import type { TerminalStatus } from "../turn/turn.ts";
 import type { StepVerdict, TurnEnd } from "../turn/verdict.ts";
 import * as activities from "./activityOptions.ts";
+import { turns } from "./sinks.ts";
 
 /** Where a turn that continued as new goes on. */
 export interface ContinuedTurn {
@@ -86,7 +87,10 @@ export async function conversationTurn(
 /** Resolves when Temporal delivers a cancel; the turn then ends in order rather than being torn. */
 function cancelRequested(): Promise<"cancelled"> {
   return new Promise((resolve) => {
-    CancellationScope.current().cancelRequested.catch(() => resolve("cancelled"));
+    CancellationScope.current().cancelRequested.catch(() => {
+      turns.cancelRequested();
+      resolve("cancelled");
+    });
   });
 }
 

@@ -47,6 +47,7 @@ export interface DeploymentOptions {
   taskQueue?: string;
   /** The way to the Temporal server; directly by default. */
   temporalAddress?: string;
+  maxConcurrentSteps?: number;
   /** The worker's version. */
   version?: WorkerVersion;
   /** A model server other than the simulator. */
@@ -99,7 +100,7 @@ async function start(
     deployment: options.version ?? null,
     workflowBundle: inject("workflowBundle"),
     log,
-    maxConcurrentSteps: 100,
+    maxConcurrentSteps: options.maxConcurrentSteps ?? 100,
     shutdownGraceMs: 1_000,
     ...(options.janitor === undefined ? {} : { janitor: options.janitor }),
   });
