@@ -11,7 +11,7 @@ import { HeadStarts } from "./activities/headStarts.ts";
 import { ModelPauses } from "./activities/modelPauses.ts";
 import { OfferedTurns } from "./activities/offeredTurns.ts";
 import type { Parts } from "./activities/parts.ts";
-import { createResponseCanceller } from "./activities/cancelResponse.ts";
+import { ResponseCanceller } from "./activities/cancelResponse.ts";
 import { RunningTurns } from "./activities/runningTurns.ts";
 import { TemporalWatch } from "./activities/temporalWatch.ts";
 import type { HeadStart } from "./clientParts.ts";
@@ -183,7 +183,8 @@ export async function createWorker(options: TurnWorkerOptions): Promise<TurnWork
     eagerStart: true,
     searchAttributes: await findSearchAttributes(client),
   });
-  const parts = await openParts(options, tools, engine);
+  const canceller = new ResponseCanceller(database, options.endpoint, options.log);
+  const parts = await openParts(options, tools, engine, canceller);
   const headStarts = new HeadStarts(parts, options.maxConcurrentSteps);
   const activities = createTurnActivities(parts, headStarts);
   const cancelRequested = { fn: createCancelRelay(parts), callDuringReplay: false };
@@ -213,6 +214,7 @@ export async function createWorker(options: TurnWorkerOptions): Promise<TurnWork
         await offeredTurns.close();
         await closeHeadStarts();
         await janitor.close();
+        await canceller.close();
         await parts.runningTurns.close();
       }
     },
@@ -229,6 +231,7 @@ async function openParts(
   options: TurnWorkerOptions,
   tools: ToolRegistry,
   engine: Engine,
+  canceller: ResponseCanceller,
 ): Promise<Parts> {
   const { database, endpoint, hub, log } = options;
   const announcer = new Announcer(database, hub);
@@ -249,7 +252,7 @@ async function openParts(
     temporalWatch: new TemporalWatch(currentRun),
     currentRun,
     startGranted: createGrants(database, engine, log),
-    cancelResponse: createResponseCanceller(database, endpoint, log),
+    cancelResponse: (turnId, responseId) => canceller.cancel(turnId, responseId),
     cancelWorkflow: (turnId) => engine.cancelWorkflow(turnId),
     announce,
     log,

@@ -6,6 +6,7 @@ import type { ScriptStep, SimulatedRequest } from "../src/simulator/server.ts";
 import { readModelCalls } from "../src/store/modelCalls.ts";
 import { defineTool } from "../src/tools/defineTool.ts";
 import { defineAgent } from "../src/turn/agent.ts";
+import { failure, StepFailure } from "../src/turn/failures.ts";
 import { deploy } from "./setup/deployment.ts";
 import type { Deployment } from "./setup/deployment.ts";
 import { describeWith } from "./setup/servers.ts";
@@ -303,6 +304,20 @@ describeWith(["postgres", "temporal"], "a turn whose responses the provider keep
     await isCancelled();
     const end = await ended(turn);
     expect(end).toMatchObject({ status: "cancelled", text: "One two" });
+  });
+
+  test("a provider that is too busy to cancel the response is asked again", async () => {
+    const busy = new StepFailure(failure("overloaded"));
+    const cancel = vi.spyOn(deployment.endpoint, "cancel").mockRejectedValueOnce(busy);
+    const pause = gate(2);
+    deployment.simulator.script(text("", { deltas, pauseAfter: pause }));
+    const turn = await start();
+    await pause.reached;
+    await untilSaid(turn);
+    await turn.cancel();
+    await isCancelled();
+    expect(cancel).toHaveBeenCalledTimes(2);
+    cancel.mockRestore();
   });
 
   test("a deadline cancels the response at the provider", async () => {
