@@ -123,7 +123,7 @@ describeOnBoth("[7] a call whose usage never arrived", (open) => {
     expect(wasted?.tokens).not.toBeNull();
   });
 
-  const giveUp = async (database: Database, over: Partial<ModelCallEnd>) => {
+  const giveUp = async (database: Database, over: Partial<ModelCallEnd>, isWhole = true) => {
     const turn = await halfAnswered(database);
     const end: ModelCallEnd = {
       id: turn.callId,
@@ -136,7 +136,7 @@ describeOnBoth("[7] a call whose usage never arrived", (open) => {
       failure: null,
       ...over,
     };
-    const call = { end, inputTokens: () => 1_000 };
+    const call = { end, isWhole, inputTokens: () => 1_000 };
     await giveUpCall(database, turn, call);
     // Once more, as after a commit whose answer was lost.
     await giveUpCall(database, turn, call);
@@ -150,6 +150,9 @@ describeOnBoth("[7] a call whose usage never arrived", (open) => {
     const unsaid = { certainty: "unknown", tokens: null };
     expect(await giveUp(database, {})).toMatchObject(unsaid);
     expect(await giveUp(database, { failure: failure("transport") })).toMatchObject(unsaid);
+    const nothing = { certainty: "estimated", tokens: { inputTokens: 0, outputTokens: 0 } };
+    expect(await giveUp(database, {}, false)).toMatchObject(nothing);
+    expect(await giveUp(database, { failure: failure("transport") }, false)).toMatchObject(nothing);
   });
 
   test("and whose owner has been replaced is not estimated by what the next call wrote", async () => {
@@ -166,7 +169,7 @@ describeOnBoth("[7] a call whose usage never arrived", (open) => {
       tokens: null,
       costUsd: null,
     } as const;
-    await giveUpCall(database, turn, { end, inputTokens: () => 1_000 });
+    await giveUpCall(database, turn, { end, isWhole: true, inputTokens: () => 1_000 });
     expect(await callsOf(database, turn)).toMatchObject([
       { certainty: "estimated", tokens: { inputTokens: 1_000, outputTokens: 0 } },
       { outcome: "open", certainty: "unknown" },

@@ -3,6 +3,7 @@ import { afterAll, afterEach, beforeAll, expect, test } from "vitest";
 import { calls, fault, gate, join, reasoning, text, when } from "../src/simulator/server.ts";
 import type { BilledCall, ScriptedUsage } from "../src/simulator/bill.ts";
 import type { ScriptStep } from "../src/simulator/server.ts";
+import { anyFreePort } from "../src/dev/ports.ts";
 import { readModelCalls } from "../src/store/modelCalls.ts";
 import type { ModelCallRecord } from "../src/store/modelCalls.ts";
 import { defineTool } from "../src/tools/defineTool.ts";
@@ -168,6 +169,34 @@ describeWith(["postgres", "temporal"], "[7] the ledger", () => {
     expect(rows[0]?.tokens?.outputTokens).toBeGreaterThan(0);
   });
 });
+
+describeWith(
+  ["postgres", "temporal"],
+  "[7] the ledger of a worker that reaches no provider",
+  () => {
+    test("knows that a request which never was whole has cost nothing", async () => {
+      const limits = { maxAttemptsPerStep: 1 };
+      const away = await deploy({
+        openaiBaseUrl: `http://127.0.0.1:${await anyFreePort()}/v1`,
+        agents: [defineAgent({ name: "default", model, limits })],
+      });
+      try {
+        const turn = await away.turnkeeper.turns.start({ input: "Hi" });
+        expect(await turn.result()).toMatchObject({ status: "failed" });
+        expect(await readModelCalls(away.database, "default", turn.id)).toMatchObject([
+          {
+            failureClass: "transport",
+            certainty: "estimated",
+            tokens: { inputTokens: 0 },
+            costUsd: 0,
+          },
+        ]);
+      } finally {
+        await away.close();
+      }
+    });
+  },
+);
 
 describeWith(["postgres", "temporal"], "[7] the ledger of a worker that is killed", () => {
   test(

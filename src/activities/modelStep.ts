@@ -71,7 +71,8 @@ export async function runModelStep(
     // Of one that is not registered nothing but the name is known.
     const agent = known ?? defineAgent({ name: turn.agent, model: turn.model });
     const keptId = claim.kept?.responseId ?? null;
-    const step: ModelStep = { ...opened, agent, call: null, isSent: keptId !== null, keptId };
+    const isSent = keptId !== null;
+    const step: ModelStep = { ...opened, agent, call: null, isSent, isWhole: isSent, keptId };
     if (known === null) return await failStep(step, failure("unknown_agent"));
     return await tryModelStep(step);
   } finally {
@@ -296,12 +297,12 @@ async function settle(step: ModelStep): Promise<void> {
   // Behind the ledger, which the provider's answer completes.
   if (keptId !== null && isOurs) parts.cancelResponse(turn.id, keptId);
 
-  async function closeLedger({ call: sent, agent, isSent }: ModelStep): Promise<boolean> {
+  async function closeLedger({ call: sent, agent, isSent, isWhole }: ModelStep): Promise<boolean> {
     if (!isSent) {
       await dropModelCall(parts.database, ledger.id);
       return true;
     }
-    const call = { end: ledger, inputTokens: sent && (() => estimateInput(sent)) };
+    const call = { end: ledger, isWhole, inputTokens: sent && (() => estimateInput(sent)) };
     if (agent.durability === "background") {
       return giveUpResponse(parts.database, turn, fence, call);
     }

@@ -42,6 +42,8 @@ export interface ModelStep {
   call: ModelCall | null;
   /** Whether the request may have left. */
   isSent: boolean;
+  /** Whether all of it may have, which is when it is paid for. */
+  isWhole: boolean;
   /** The response that the provider keeps, from its first event to its last. */
   keptId: string | null;
 }
@@ -112,7 +114,8 @@ export const heldForMs = 250;
  * Looks the step up again when the last time is too long ago. A process that was paused may have been
  * replaced, and would buy what its successor has bought [7].
  */
-function confirmHeld({ parts, claim, fence, stop }: ModelStep): () => Promise<void> {
+function confirmHeld(step: ModelStep): () => Promise<void> {
+  const { parts, claim, fence, stop } = step;
   let heldAt = claim.askedAt;
   return async () => {
     while (Date.now() - heldAt >= heldForMs) {
@@ -121,6 +124,7 @@ function confirmHeld({ parts, claim, fence, stop }: ModelStep): () => Promise<vo
       if (!(await holdsStep(parts.database, fence))) throw new StepStopped("fenced");
       heldAt = askedAt;
     }
+    step.isWhole = true;
   };
 }
 

@@ -126,6 +126,7 @@ async function callAgain(step: ModelStep, open: OpenCall): Promise<ModelAnswer> 
     const id = await replaceResponse(parts.database, turn, fence, translator.nextOutputIndex);
     step.ledger = { ...step.ledger, id, responseId: null, requestId: null };
     step.isSent = false;
+    step.isWhole = false;
   } catch (error) {
     throw error instanceof Replaced ? retryLater("fenced") : error;
   }

@@ -36,6 +36,8 @@ const nothing: TokenCounts = {
 /** What its owner knows of a call that it gives up. */
 export interface GivenUpCall {
   end: ModelCallEnd;
+  /** Whether the provider may have had a whole request. */
+  isWhole: boolean;
   /** About how many tokens the request had; `null`: what is on record tells. */
   inputTokens: (() => number) | null;
 }
@@ -50,17 +52,18 @@ const unmeasuredColumns = `id, model, coalesce(first_output_index, 0) AS "firstO
 
 /**
  * Closes the row of a call that its owner gives up. Where its usage never arrived, it is estimated:
- * as nothing when the provider refused the call, and from the request and what was received when an
- * answer had begun. Otherwise it stays unknown, for the request may not have arrived.
+ * as nothing when the provider refused the call or never had the whole of it, and from the request and
+ * what was received when an answer had begun. Otherwise it stays unknown: the request may not have
+ * arrived.
  */
 export async function giveUpCall(
   tx: Queryable,
   turn: Turn,
-  { end, inputTokens }: GivenUpCall,
+  { end, isWhole, inputTokens }: GivenUpCall,
 ): Promise<void> {
   await closeModelCall(tx, end);
   if (end.tokens !== null) return;
-  const isUntaken = end.failure !== null && untakenClasses.has(end.failure.class);
+  const isUntaken = !isWhole || (end.failure !== null && untakenClasses.has(end.failure.class));
   if (end.responseId === null && isUntaken) return writeEstimate(tx, end.id, nothing, 0);
   if (end.responseId === null && end.requestId === null) return;
   const calls = await tx.query<UnmeasuredCall & { endIndex: number | null }>(
