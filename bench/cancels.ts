@@ -14,7 +14,7 @@ export interface RunningTurn {
 }
 
 export async function startByClient(turnkeeper: Turnkeeper): Promise<RunningTurn> {
-  const turn = await turnkeeper.turns.start({ agent: model, input });
+  const turn = await turnkeeper.turns.start({ model, input });
   for await (const event of turn.events()) {
     if (event.type === "response.output_text.delta") break;
   }

@@ -180,7 +180,7 @@ report(
 );
 
 await leftovers();
-const sample = await turnkeeper.turns.start({ agent: "gpt-bench", input: "What is the answer?" });
+const sample = await turnkeeper.turns.start({ model: "gpt-bench", input: "What is the answer?" });
 await sample.result();
 await closed(sample.id);
 const description = await client.workflow.getHandle(sample.id).describe();

@@ -51,12 +51,12 @@ export function inOneProcess(turnkeeper: Turnkeeper): Shape {
   return {
     name: "Turnkeeper, one process",
     turn: async () => {
-      const turn = await turnkeeper.turns.start({ agent: model, input });
+      const turn = await turnkeeper.turns.start({ model, input });
       await turn.result();
       return turn.id;
     },
     firstToken: async () => {
-      const turn = await turnkeeper.turns.start({ agent: model, input });
+      const turn = await turnkeeper.turns.start({ model, input });
       await firstDelta(turn.events());
     },
   };

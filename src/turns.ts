@@ -28,7 +28,7 @@ import type { Turn } from "./turn/turn.ts";
 
 /** What a turn is started with: the words of `POST /v1/responses`, and these. */
 export interface StartTurn extends ResponseRequest {
-  /** Names an agent, or a provider's model for the default agent. The same field as `model`. */
+  /** Names a registered agent; `model` beside it is the provider's model that it is to use. */
   agent?: string;
 }
 
@@ -81,8 +81,8 @@ export class Turns {
    */
   async start(input: StartTurn, options: StartOptions = {}): Promise<TurnHandle> {
     const { agent, ...body } = input;
-    const request = { ...body, model: agent ?? body.model ?? null };
-    const { turn, isNew, started } = await this.admit(request, options);
+    const request = { ...body, model: body.model ?? null };
+    const { turn, isNew, started } = await this.admit(request, options, agent);
     await started;
     return new TurnHandle(this, turn, isNew);
   }
@@ -94,10 +94,13 @@ export class Turns {
   async admit(
     body: ResponseRequest,
     options: StartOptions = {},
+    agent?: string,
   ): Promise<Admitted & { started: Promise<void> }> {
     const { database } = this.#parts;
     checkIdempotencyKey(options.idempotencyKey);
-    const prepared = await reachable(async () => prepareTurn(body, await listAgents(database)));
+    const prepared = await reachable(async () =>
+      prepareTurn(body, await listAgents(database), agent),
+    );
     const admission = this.#admissionOf(prepared, options);
     const admitted = await this.#putOnRecord(admission, () => admitTurn(database, admission));
     const work = [this.#begin(admitted), this.#followInterruption(admitted)];

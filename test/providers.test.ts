@@ -126,7 +126,7 @@ describeWith(["postgres", "temporal"], "a model server that somebody else wrote"
 
   test("reasons in summaries before it answers, over two turns", async () => {
     model.on({ predicate: () => true }, { content: "Four.", reasoning: "Two and two." });
-    const first = await parts.turnkeeper.turns.start({ agent: "gpt-5", input: "2 + 2?" });
+    const first = await parts.turnkeeper.turns.start({ model: "gpt-5", input: "2 + 2?" });
     const { response } = await ended(first);
     expect(response.output).toMatchObject([
       { type: "reasoning", summary: [{ type: "summary_text", text: "Two and two." }] },
@@ -134,7 +134,7 @@ describeWith(["postgres", "temporal"], "a model server that somebody else wrote"
     ]);
     const conversation = first.conversationId;
     const second = await parts.turnkeeper.turns.start({
-      agent: "gpt-5",
+      model: "gpt-5",
       conversation,
       input: "Sure?",
     });
@@ -149,7 +149,7 @@ describeWith(["postgres", "temporal"], "a model server that somebody else wrote"
     model.on(any, { content });
     model.nextRequestError(503, { message: "Too busy.", code: "server_overloaded" });
     // A model that aimock knows not to reason: what is cut off is the text.
-    const turn = await parts.turnkeeper.turns.start({ agent: "gpt-4o", input: "Hello" });
+    const turn = await parts.turnkeeper.turns.start({ model: "gpt-4o", input: "Hello" });
     expect(await ended(turn)).toMatchObject({ status: "completed", text: content });
     expect(await ledgerOf(turn)).toMatchObject([
       { outcome: "wasted", failureClass: "overloaded" },

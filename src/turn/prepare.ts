@@ -21,6 +21,14 @@ export interface PreparedTurn {
 /** Stands in columns, search attributes and logs; providers' own names have fewer characters. */
 const modelPattern = /^[\x21-\x7e]{1,256}$/;
 
+/** The agent of that name, on its own model or on another one of the provider's. */
+function findNamed(agents: readonly Agent[], name: string, model: string | null): [Agent, string] {
+  const named = agents.find((agent) => agent.name === name);
+  if (named !== undefined) return [named, model === null || model === name ? named.model : model];
+  const advice = "A provider's model is named by 'model'.";
+  throw new Refusal("unknown_agent", `No agent '${name}' is registered. ${advice}`, "agent");
+}
+
 /** `model` names an agent, or a provider's model that the default agent is to use. */
 function findAgent(agents: readonly Agent[], name: string | null): [Agent, string] {
   const named = agents.find((agent) => agent.name === (name ?? defaultAgentName));
@@ -57,21 +65,35 @@ export function requestHash(body: ResponseRequest): Buffer {
   return contentHash({ ...body, stream: undefined, stream_options: undefined });
 }
 
+/** An agent alone is the same request as its name in `model`. */
+function withAgent(body: ResponseRequest, name: string): ResponseRequest {
+  const { model } = body;
+  return (model ?? name) === name ? { ...body, model: name } : { ...body, agent: name };
+}
+
 /**
  * Checks a request and finds its agent among the registered ones.
  *
+ * @param agentName the agent, where it is named apart from the request's `model`.
  * @throws Refusal naming the field that is wrong, `unknown_agent` or `tool_name_conflict`.
  */
-export function prepareTurn(body: ResponseRequest, agents: readonly Agent[]): PreparedTurn {
+export function prepareTurn(
+  body: ResponseRequest,
+  agents: readonly Agent[],
+  agentName?: string | null,
+): PreparedTurn {
   const request = checkRequest(body);
-  const [agent, model] = findAgent(agents, checkModel(body.model));
+  const named = agentName ?? null;
+  const asked = checkModel(body.model);
+  const [agent, model] =
+    named === null ? findAgent(agents, asked) : findNamed(agents, named, asked);
   refuseNameConflicts(request, agent);
   return {
     agent: agent.name,
     agentVersion: agent.version,
     model,
     request,
-    requestHash: requestHash(body),
+    requestHash: requestHash(named === null ? body : withAgent(body, named)),
     limits: { ...defaultTurnLimits, ...agent.limits },
   };
 }
