@@ -37,13 +37,17 @@ function addRetrieveRoute(app: FastifyInstance, parts: StreamParts): void {
     "/v1/responses/:id",
     { schema: querySchema(retrieveQuery) },
     async (request, reply) => {
-      const { stream, starting_after: after = -1 } = request.query;
+      const { stream, starting_after: after } = request.query;
+      if (!stream && after !== undefined) {
+        const problem = "'starting_after' is for streams only; add 'stream=true'.";
+        throw new Refusal("invalid_value", problem, "starting_after");
+      }
       const { turns } = request.caller;
       const turn = await turns.read(request.params.id);
       if (!stream) return responseObject(turn);
       const connection = watchConnection(reply, parts.closing);
       return parts.followers.answer(turn, connection.signal, async () => {
-        const events = await turns.watch(turn, { after, signal: connection.signal });
+        const events = await turns.watch(turn, { after: after ?? -1, signal: connection.signal });
         await sendEvents(reply, events, connection, parts.keepAliveMs);
         return reply;
       });

@@ -86,8 +86,8 @@ function optionalText(value: unknown, param: string): string | null {
   return value;
 }
 
-function optionalBoolean(value: unknown, param: string): boolean {
-  if (value === undefined || value === null) return false;
+function optionalBoolean(value: unknown, param: string, byDefault = false): boolean {
+  if (value === undefined || value === null) return byDefault;
   if (typeof value !== "boolean") throw invalid(`'${param}' must be true or false.`, param);
   return value;
 }
@@ -184,7 +184,7 @@ function checkInput(value: unknown): Item[] {
 function checkConversation(request: ResponseRequest): string | null {
   const { conversation } = request;
   if (conversation === undefined || conversation === null) return null;
-  if (request.previous_response_id) {
+  if ((request.previous_response_id ?? null) !== null) {
     throw invalid(
       "'conversation' and 'previous_response_id' cannot be used together.",
       "previous_response_id",
@@ -195,21 +195,27 @@ function checkConversation(request: ResponseRequest): string | null {
 
 /** What the API offers and Turnkeeper cannot do is refused, never ignored. */
 function refuseUnsupported(request: ResponseRequest): void {
-  if (request["store"] === false) {
+  if (!optionalBoolean(request["store"], "store", true)) {
     throw new Refusal(
       "unsupported_parameter",
       "'store: false' is not supported: every turn is recorded before the model is called. Delete the response afterwards instead.",
       "store",
     );
   }
-  const streamOptions = request["stream_options"];
-  if (isObject(streamOptions) && streamOptions["include_obfuscation"] === true) {
-    throw new Refusal(
-      "unsupported_parameter",
-      "'stream_options.include_obfuscation' is not supported; leave it out.",
-      "stream_options.include_obfuscation",
-    );
+  refuseObfuscation(request["stream_options"] ?? {});
+}
+
+function refuseObfuscation(options: unknown): void {
+  if (!isObject(options)) throw invalid("'stream_options' must be an object.", "stream_options");
+  const name = "stream_options.include_obfuscation";
+  const { include_obfuscation: asked, ...others } = options;
+  const [unknown] = Object.keys(others);
+  if (unknown !== undefined) {
+    const param = `stream_options.${unknown}`;
+    throw new Refusal("unknown_parameter", `There is no parameter '${param}'.`, param);
   }
+  if (!optionalBoolean(asked, name)) return;
+  throw new Refusal("unsupported_parameter", `'${name}' is not supported; leave it out.`, name);
 }
 
 function checkTools(value: unknown): unknown[] {
@@ -236,7 +242,7 @@ export function checkRequest(request: ResponseRequest): TurnRequest {
     throw new Refusal("invalid_value", "The request must be a JSON object.");
   }
   refuseUnsupported(request);
-  const { previous_response_id: previous } = request;
+  const previous = request.previous_response_id ?? null;
   const passedOn = Object.entries(request).filter(
     ([name, value]) => !ownFields.has(name) && value !== null && value !== undefined,
   );
@@ -245,7 +251,7 @@ export function checkRequest(request: ResponseRequest): TurnRequest {
     input: checkInput(request.input),
     instructions: optionalText(request.instructions, "instructions"),
     conversation: checkConversation(request),
-    previousTurnId: previous ? checkId(previous, "previous_response_id") : null,
+    previousTurnId: previous === null ? null : checkId(previous, "previous_response_id"),
     tools: checkTools(request.tools),
     metadata: checkMetadata(request.metadata),
     background: optionalBoolean(request.background, "background"),
