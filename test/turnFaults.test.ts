@@ -261,6 +261,17 @@ describeWith(["postgres", "temporal"], "a turn whose model call goes wrong", () 
     },
   );
 
+  test.each([
+    ["a NUL and half a character", "odd \0 \ud800", "odd \ufffd \ufffd"],
+    ["no end", "x".repeat(5_000), "x".repeat(64)],
+    ["no text", { odd: true }, "unknown"],
+  ])("of a response that is incomplete for a reason with %s keeps the text", async (...row) => {
+    const [, said, reason] = row;
+    const turn = await run("default", fault.incomplete(3, said as never));
+    expect(turn).toMatchObject({ status: "incomplete", text: "one two three" });
+    expect(turn.response["incomplete_details"]).toEqual({ reason });
+  });
+
   test("runs no call of a response that is incomplete", async () => {
     const asks = calls([{ name: "echo", arguments: { a: "b" } }]);
     const turn = await run("default", fault.incomplete(1, "max_output_tokens", asks));

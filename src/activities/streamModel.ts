@@ -4,6 +4,7 @@ import type { StepWriter } from "../events/writer.ts";
 import type { ModelCall, UpstreamEvent } from "../responses/call.ts";
 import { readFinalUsage } from "../responses/usage.ts";
 import { eventsOfResponse } from "../responses/wholeResponse.ts";
+import { columnText } from "../store/columnText.ts";
 import type { ModelCallEnd } from "../store/modelCalls.ts";
 import type { Claim } from "../store/claims.ts";
 import type { Fence } from "../store/fence.ts";
@@ -48,7 +49,10 @@ export interface ModelStep {
   keptId: string | null;
 }
 
-/** The provider's word on how its response ended. */
+/** Generous: the API's own reasons have about 20. */
+const maxReasonChars = 64;
+
+/** The provider's word on how its response ended; the reason as a column takes it. */
 export interface ProviderEnd {
   status: "completed" | "incomplete";
   reason: string | null;
@@ -184,8 +188,10 @@ export async function put(
 
 function providerEnd(type: string, response: Record<string, unknown>): ProviderEnd {
   if (type === "response.completed") return { status: "completed", reason: null };
-  const details = response["incomplete_details"] as { reason?: string } | null | undefined;
-  return { status: "incomplete", reason: details?.reason ?? "unknown" };
+  const details = response["incomplete_details"] as { reason?: unknown } | null | undefined;
+  const reason = details?.reason;
+  const isSaid = typeof reason === "string" && reason !== "";
+  return { status: "incomplete", reason: isSaid ? columnText(reason, maxReasonChars) : "unknown" };
 }
 
 /** What no column can hold is no id that could be asked for later either. */
