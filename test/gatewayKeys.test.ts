@@ -105,7 +105,11 @@ describeWith(["postgres", "temporal"], "with API keys", () => {
     const client = served.openClient({ baseURL: `${url}/v1`, apiKey: "tk-wrong" });
     const refused = client.responses.create({ input: "Hi" });
     await expect(refused).rejects.toThrow(OpenAI.AuthenticationError);
-    await expect(refused).rejects.toMatchObject({ code: "invalid_api_key" });
+    await expect(refused).rejects.toMatchObject({
+      code: "invalid_api_key",
+      // OpenAI's own: test/wire/authentication.key.http.
+      type: "invalid_request_error",
+    });
     await expect(refused).rejects.toThrow("turnkeeper key create");
     expect(await statusFor(url, {})).toBe(401);
     expect(await statusFor(url, { authorization: "Basic abc" })).toBe(401);

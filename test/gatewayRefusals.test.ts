@@ -1,9 +1,25 @@
+import { once } from "node:events";
+import { createServer } from "node:http";
+import { connect } from "node:net";
+import type { AddressInfo } from "node:net";
+import { text as textOf } from "node:stream/consumers";
 import { afterAll, afterEach, beforeAll, expect, test } from "vitest";
+import { answerBrokenRequest } from "../src/gateway/errors.ts";
 import { gate, text } from "../src/simulator/server.ts";
 import { defineAgent } from "../src/turn/agent.ts";
 import { serve } from "./setup/gateway.ts";
 import type { Served } from "./setup/gateway.ts";
 import { describeWith } from "./setup/servers.ts";
+
+/** What comes back for these bytes until the connection is closed. */
+async function answerTo(port: number, bytes: string) {
+  const socket = connect(port, "127.0.0.1");
+  socket.write(bytes);
+  const answer = await textOf(socket);
+  const [head = "", body = ""] = answer.split("\r\n\r\n");
+  const { error } = JSON.parse(body) as { error: object };
+  return { status: Number(head.split(" ")[1]), error };
+}
 
 const mebibyte = 1024 * 1024;
 
@@ -124,6 +140,30 @@ describeWith(["postgres", "temporal"], "the gateway refuses what it cannot take"
       status: 415,
       body: { error: { code: "unsupported_media_type" } },
     });
+  });
+
+  test.each([
+    [
+      "headers over 16 KB",
+      `GET / HTTP/1.1\r\nhost: a\r\nx-a: ${"a".repeat(20_000)}`,
+      431,
+      "headers_too_large",
+    ],
+    ["what is no HTTP", "\u0016\u0003\u0001 hello\r\n\r\n", 400, "invalid_http"],
+  ])("%s", async (_name, sent, status, code) => {
+    const { port } = served.gateway.address;
+    expect(await answerTo(port, sent)).toMatchObject({ status, error: { code, param: null } });
+  });
+
+  test("a request that does not arrive in time", async () => {
+    const server = createServer({ requestTimeout: 50, connectionsCheckingInterval: 20 });
+    server.on("clientError", answerBrokenRequest);
+    server.on("request", (request) => void request.resume());
+    await once(server.listen(0, "127.0.0.1"), "listening");
+    const { port } = server.address() as AddressInfo;
+    const sent = "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\n{";
+    const answer = await answerTo(port, sent).finally(() => server.close());
+    expect(answer).toMatchObject({ status: 408, error: { code: "request_timeout" } });
   });
 
   test("idempotency keys that are too long or have spaces", async () => {

@@ -1,3 +1,5 @@
+import { STATUS_CODES } from "node:http";
+import type { Duplex } from "node:stream";
 import type { FastifyError, FastifyReply, FastifyRequest } from "fastify";
 import { StoreUnavailable } from "../store/database.ts";
 import { failureRules, Refusal } from "../turn/failures.ts";
@@ -84,6 +86,26 @@ export function createErrorHandler(maxBodyBytes: number) {
     const { message, type, param, code } = refusal;
     return reply.code(refusal.httpStatus).send(body(message, type, param, code));
   };
+}
+
+/** What Node refuses before there is a request, by Node's own codes. */
+const refusalOfNode: Record<string, Refusal> = {
+  ERR_HTTP_REQUEST_TIMEOUT: new Refusal("request_timeout", "The request did not arrive in time."),
+  HPE_HEADER_OVERFLOW: new Refusal("headers_too_large", "The headers are over 16 KiB."),
+};
+const noHttp = new Refusal("invalid_http", "The request is not valid HTTP/1.1.");
+
+/** Answers, and closes, a connection whose bytes make no request. */
+export function answerBrokenRequest(error: NodeJS.ErrnoException, socket: Duplex): void {
+  const { httpStatus, type, param, code, message } = refusalOfNode[error.code ?? ""] ?? noHttp;
+  if (error.code !== "ECONNRESET" && socket.writable) {
+    const text = JSON.stringify(body(message, type, param, code));
+    socket.write(
+      `HTTP/1.1 ${httpStatus} ${STATUS_CODES[httpStatus]}\r\nconnection: close\r\n` +
+        `content-type: application/json; charset=utf-8\r\ncontent-length: ${text.length}\r\n\r\n${text}`,
+    );
+  }
+  socket.destroy(error);
 }
 
 /** Answers with a turn's failure, as OpenAI answers a request that failed. Not to be sent again. */

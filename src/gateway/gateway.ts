@@ -14,7 +14,7 @@ import type { StreamParts } from "./connection.ts";
 import { addConversationItemRoutes } from "./conversationItems.ts";
 import { addConversationRoutes } from "./conversations.ts";
 import { addCostRoute } from "./costs.ts";
-import { answerUnknownRoute, createErrorHandler } from "./errors.ts";
+import { answerBrokenRequest, answerUnknownRoute, createErrorHandler } from "./errors.ts";
 import { Followers } from "./followers.ts";
 import { addHealthRoutes } from "./health.ts";
 import { addModelRoutes } from "./models.ts";
@@ -73,6 +73,7 @@ function createApp(options: GatewayOptions): FastifyInstance {
     return503OnClosing: false,
     routerOptions: { maxParamLength: maxParameterChars },
     ajv: { customOptions: { removeAdditional: false } },
+    clientErrorHandler: answerBrokenRequest,
     frameworkErrors: (error, request, reply) => {
       void createErrorHandler(options.maxBodyBytes)(error, request, reply);
     },
