@@ -1,4 +1,5 @@
 import OpenAI from "openai";
+import type { APIError } from "openai";
 import { afterAll, afterEach, beforeAll, expect, test } from "vitest";
 import { calls, fault, gate, text } from "../src/simulator/server.ts";
 import { defineTool } from "../src/tools/defineTool.ts";
@@ -35,6 +36,7 @@ describeWith(["postgres", "temporal"], "the gateway to an unchanged OpenAI clien
     served = await serve({
       agents: [
         defineAgent({ name: "default", model: "gpt-test" }),
+        defineAgent({ name: "once", model: "gpt-once", limits: { maxAttemptsPerStep: 1 } }),
         defineAgent({ name: "guide", model: "gpt-test", tools: ["get_weather"] }),
       ],
       tools: [weather],
@@ -275,6 +277,19 @@ describeWith(["postgres", "temporal"], "the gateway to an unchanged OpenAI clien
     expect(simulator.bill).toHaveLength(1);
   });
 
+  test("gives a rate limit without a code the same one on record and as an error", async () => {
+    const { client, simulator } = served;
+    simulator.script(fault.status(429, { body: { error: { message: "Slow." } } }));
+    const failing = client.responses.create({ model: "once", input: "Hi" });
+    const error = (await failing.catch((caught: unknown) => caught)) as APIError;
+    const code = "rate_limit_exceeded";
+    expect(error).toMatchObject({ status: 429, code });
+    const response = await client.responses.retrieve(
+      error.headers?.get("x-turnkeeper-turn-id") ?? "",
+    );
+    expect(response).toMatchObject({ status: "failed", error: { code } });
+  });
+
   test("streams a failed turn to its end", async () => {
     const { client, simulator } = served;
     simulator.script(fault.status(400, { body: { error: refused } }));
@@ -393,7 +408,7 @@ describeWith(["postgres", "temporal"], "the gateway to an unchanged OpenAI clien
   test("lists the agents as models", async () => {
     const { client } = served;
     const models = await Array.fromAsync(client.models.list());
-    expect(models.map((model) => model.id)).toEqual(["default", "guide"]);
+    expect(models.map((model) => model.id)).toEqual(["default", "guide", "once"]);
     expect(await client.models.retrieve("guide")).toEqual(models[1]);
     expect(models[1]).toMatchObject({ object: "model", owned_by: "turnkeeper" });
     await expect(client.models.retrieve("none")).rejects.toMatchObject({ code: "model_not_found" });

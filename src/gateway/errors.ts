@@ -4,6 +4,7 @@ import type { FastifyError, FastifyReply, FastifyRequest } from "fastify";
 import { StoreUnavailable } from "../store/database.ts";
 import { failureRules, Refusal } from "../turn/failures.ts";
 import type { Failure, RefusalCode } from "../turn/failures.ts";
+import { shownCode } from "../turn/response.ts";
 
 /** OpenAI's error body. */
 export interface ErrorBody {
@@ -114,7 +115,7 @@ export function answerFailure(reply: FastifyReply, failure: Failure): FastifyRep
   return reply
     .code(httpStatus)
     .headers(noRetry)
-    .send(body(failure.message, type, null, failure.code));
+    .send(body(failure.message, type, null, shownCode(failure)));
 }
 
 export async function answerUnknownRoute(request: FastifyRequest): Promise<never> {

@@ -1,4 +1,5 @@
 import { failureRules } from "./failures.ts";
+import type { Failure } from "./failures.ts";
 import { isTerminal } from "./turn.ts";
 import type { Turn } from "./turn.ts";
 
@@ -43,10 +44,17 @@ function wireStatus(turn: Turn): string {
 function wireError(turn: Turn): { code: string; message: string } | null {
   if (turn.failure === null) return null;
   const { class: failureClass, code, message } = turn.failure;
-  if (failureClass === "rate_limited") return { code: "rate_limit_exceeded", message };
   const isProvidersWord = code !== failureClass;
   const isServers = failureRules[failureClass].type === "server_error";
-  return { code: isServers && !isProvidersWord ? "server_error" : code, message };
+  return {
+    code: isServers && !isProvidersWord ? "server_error" : shownCode(turn.failure),
+    message,
+  };
+}
+
+/** The code of a failure in OpenAI's words, which have one for every rate limit. */
+export function shownCode({ class: failureClass, code }: Failure): string {
+  return failureClass === "rate_limited" ? "rate_limit_exceeded" : code;
 }
 
 /** The Response object that stands for a turn, whatever its status. */
