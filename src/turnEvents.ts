@@ -11,9 +11,25 @@ import { Refusal } from "./turn/failures.ts";
 import { isTerminal } from "./turn/turn.ts";
 import type { Turn } from "./turn/turn.ts";
 
-function ifUnavailable(error: unknown): null {
-  if (error instanceof StoreUnavailable) return null;
-  throw error;
+const rereadMs = 100;
+
+/** Reads again until the database answers. */
+async function whenReachable<Read>(
+  signal: AbortSignal | undefined,
+  read: () => Promise<Read>,
+): Promise<Read> {
+  for (;;) {
+    try {
+      return await read();
+    } catch (error) {
+      if (!(error instanceof StoreUnavailable)) throw error;
+    }
+    await pause(signal);
+  }
+}
+
+function pause(signal: AbortSignal | undefined): Promise<void> {
+  return delay(rereadMs, undefined, signal === undefined ? {} : { signal });
 }
 
 /**
@@ -49,17 +65,16 @@ export async function waitForTurnEnd(
 ): Promise<Turn> {
   if (isTerminal(turn.status)) return turn;
   // From the last number on: only the end matters, not what was written before it.
-  const progress = await progressOf(parts, turn);
+  const progress = await whenReachable(signal, () => readProgress(parts.database, turn.id));
   if (!isTerminal(progress.status)) {
     const rest = parts.hub.subscribe(turn, progress.lastNumber, signal);
     for await (const _batch of rest) signal?.throwIfAborted();
   }
   signal?.throwIfAborted();
   for (;;) {
-    const read = await readTurn(parts.database, turn.project, turn.id).catch(ifUnavailable);
+    const read = await whenReachable(signal, () => readTurn(parts.database, turn.project, turn.id));
     if (read !== null && isTerminal(read.status)) return read;
-    const rereadMs = 100;
-    await delay(rereadMs, undefined, signal === undefined ? {} : { signal });
+    await pause(signal);
   }
 }
 

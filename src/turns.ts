@@ -77,7 +77,8 @@ export class Turns {
    * Puts a turn on record and has Temporal start it. Once this resolves the turn cannot be lost;
    * while Temporal is away it waits on record for the janitor.
    *
-   * @throws Refusal when the request cannot be taken; nothing was recorded then.
+   * @throws Refusal when the request cannot be taken; nothing was recorded then, save perhaps with
+   *   `store_unavailable`: the same idempotency key finds out.
    */
   async start(input: StartTurn, options: StartOptions = {}): Promise<TurnHandle> {
     const { agent, ...body } = input;

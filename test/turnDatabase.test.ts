@@ -84,6 +84,24 @@ describeWith(["postgres", "temporal"], "a turn whose database goes away", () => 
   );
 
   test(
+    "just after its admission is waited for until it is back",
+    async () => {
+      const pause = gate(2);
+      deployment.simulator.script(text("", { ...words, pauseAfter: pause }));
+      const turn = await start();
+      await pause.reached;
+      await postgres.crash();
+      const restarted = async () => {
+        await postgres.start();
+        pause.open();
+      };
+      const [result] = await Promise.all([turn.result(), restarted()]);
+      expect(result).toMatchObject({ status: "completed", text: whole });
+    },
+    outageTimeoutMs,
+  );
+
+  test(
     "while the answer ends is ended once it is back, without another call",
     async () => {
       const pause = gate(2);

@@ -285,7 +285,8 @@ export const refusalRules = {
 export type RefusalCode = keyof typeof refusalRules;
 
 /**
- * Thrown by the client and the gateway when a request cannot be taken; nothing has been recorded.
+ * Thrown by the client and the gateway when a request cannot be taken; nothing has been recorded,
+ * save perhaps where `store_unavailable` says that the answer of the database was lost.
  * `code` is stable and documented in docs/errors.md; `param` names the offending field.
  */
 export class Refusal extends Error {
