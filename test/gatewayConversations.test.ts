@@ -229,6 +229,46 @@ describeWith(["postgres", "temporal"], "conversations over HTTP", () => {
     expect(answered.output_text).toBe("ok");
   });
 
+  const badItems: [string, object, string, string][] = [
+    [
+      "parts that are no objects",
+      { role: "user", content: [null, 42] },
+      "invalid_value",
+      "[0].content",
+    ],
+    ["a type that is no type", { type: "Not a type" }, "invalid_value", "[0].type"],
+    [
+      "the output of a call that was never made",
+      { type: "function_call_output", call_id: "call_none", output: "1" },
+      "unknown_call",
+      "",
+    ],
+  ];
+
+  test.each(badItems)("refuse %s as a turn does", async (_name, item, code, at) => {
+    const { client, ask } = served;
+    const { id } = await client.conversations.create();
+    const items = [item];
+    const refusal = { status: 400, body: { error: { code, param: `items${at}` } } };
+    expect(await ask("POST", "/v1/conversations", { items })).toMatchObject(refusal);
+    expect(await ask("POST", `/v1/conversations/${id}/items`, { items })).toMatchObject(refusal);
+    const ofTurn = { status: 400, body: { error: { code, param: `input${at}` } } };
+    expect(await ask("POST", "/v1/responses", { input: items })).toMatchObject(ofTurn);
+    expect((await client.conversations.items.list(id)).data).toEqual([]);
+  });
+
+  test("take the output of a call that was written before it", async () => {
+    const { client } = served;
+    const { id } = await client.conversations.create();
+    const call = { type: "function_call" as const, call_id: "call_1", name: "f", arguments: "{}" };
+    const output = { type: "function_call_output" as const, call_id: "call_1", output: "done" };
+    await client.conversations.items.create(id, { items: [question("Hi"), call] });
+    await client.conversations.items.create(id, { items: [output] });
+    const again = client.conversations.items.create(id, { items: [output] });
+    await expect(again).rejects.toMatchObject({ status: 400, code: "unknown_call" });
+    expect((await client.conversations.items.list(id)).data).toHaveLength(3);
+  });
+
   test("list items that share an id without going round in circles", async () => {
     const { client, simulator } = served;
     simulator.script(text("ok"), text("ok"));

@@ -3,6 +3,7 @@ import { newId } from "../turn/ids.ts";
 import type { Item } from "../turn/items.ts";
 import { callKey, callOf, unansweredCalls } from "../turn/pairs.ts";
 import type { CallRef } from "../turn/pairs.ts";
+import { checkWrittenAnswers } from "../turn/pendingCalls.ts";
 import { one } from "./database.ts";
 import type { Database, Queryable } from "./database.ts";
 
@@ -48,12 +49,14 @@ export async function readHistory(
   return rows.map((row) => JSON.parse(row.body) as Item);
 }
 
+/** @throws Refusal `unknown_call`. */
 export async function createConversation(
   database: Database,
   project: string,
   metadata: Record<string, string>,
   items: readonly Item[],
 ): Promise<Conversation> {
+  checkWrittenAnswers([], items);
   const id = newId("conversation");
   return database.transaction(async (tx) => {
     const row = await one(
@@ -167,7 +170,7 @@ async function writeItems(
 /**
  * Appends items to a conversation that no turn holds.
  *
- * @throws Refusal `conversation_not_found` or `conversation_busy`.
+ * @throws Refusal `conversation_not_found`, `conversation_busy` or `unknown_call`.
  */
 export async function addItems(
   database: Database,
@@ -176,9 +179,11 @@ export async function addItems(
   items: readonly Item[],
 ): Promise<void> {
   await database.transaction(async (tx) => {
-    const before = await lockIdle(tx, project, conversationId);
+    const row = await lockIdle(tx, project, conversationId);
+    const before = JSON.parse(row.pending_calls) as CallRef[];
+    checkWrittenAnswers(before, items);
     await writeItems(tx, project, conversationId, items);
-    const pending = unansweredCalls(items, JSON.parse(before.pending_calls) as CallRef[]);
+    const pending = unansweredCalls(items, before);
     await tx.query("UPDATE conversations SET pending_calls = $2 WHERE id = $1", [
       conversationId,
       JSON.stringify(pending),

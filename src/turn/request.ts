@@ -57,6 +57,8 @@ const maxMetadataValueChars = 512;
 /** Generous against the API's own ids, which have about 50 characters. */
 const maxIdChars = 128;
 const maxInputItems = 10_000;
+/** The form of every item type of the API; which of them there are is the provider's business. */
+const itemType = /^[a-z][a-z0-9_]{0,63}$/;
 
 function isObject(value: unknown): value is Record<string, unknown> {
   return typeof value === "object" && value !== null && !Array.isArray(value);
@@ -115,7 +117,9 @@ export function checkMetadata(value: unknown): Record<string, string> {
 function checkItem(value: unknown, param: string): Item {
   if (!isObject(value)) throw invalid(`'${param}' must be an item object.`, param);
   const type = value["type"] ?? (value["role"] === undefined ? undefined : "message");
-  if (typeof type !== "string") throw invalid(`'${param}.type' must name an item type.`, param);
+  if (typeof type !== "string" || !itemType.test(type)) {
+    throw invalid(`'${param}.type' must name an item type.`, `${param}.type`);
+  }
   if (type === "item_reference") {
     throw new Refusal(
       "unsupported_parameter",
@@ -143,9 +147,9 @@ function checkMessage(value: Record<string, unknown>, param: string): void {
   if (!roles.includes(value["role"] as string)) {
     throw invalid(`'${param}.role' must be one of ${roles.join(", ")}.`, `${param}.role`);
   }
-  if (typeof value["content"] !== "string" && !Array.isArray(value["content"])) {
-    throw invalid(`'${param}.content' must be a string or a list of parts.`, `${param}.content`);
-  }
+  const { content } = value;
+  if (typeof content === "string" || (Array.isArray(content) && content.every(isObject))) return;
+  throw invalid(`'${param}.content' must be a string or a list of parts.`, `${param}.content`);
 }
 
 /**
