@@ -76,6 +76,8 @@ export interface Config {
   connectTimeoutMs: number;
   headersTimeoutMs: number;
   taskQueue: string;
+  /** Whether the queue was set by hand: then `npm start` uses it too. */
+  isTaskQueueGiven: boolean;
   host: string;
   port: number;
   /** Whether the port was set by hand: then it is never stepped over. */
@@ -140,6 +142,7 @@ export function readConfig(
     connectTimeoutMs: env.TURNKEEPER_CONNECT_TIMEOUT_MS,
     headersTimeoutMs: env.TURNKEEPER_HEADERS_TIMEOUT_MS,
     taskQueue: env.TURNKEEPER_TASK_QUEUE,
+    isTaskQueueGiven: given["TURNKEEPER_TASK_QUEUE"] !== undefined,
     host: env.TURNKEEPER_HOST,
     port: env.TURNKEEPER_PORT,
     isPortGiven: given["TURNKEEPER_PORT"] !== undefined || options.port !== undefined,

@@ -4,13 +4,17 @@ import { once } from "node:events";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import OpenAI from "openai";
+import { Client, Connection } from "@temporalio/client";
 import { afterEach, beforeEach, expect, inject, test } from "vitest";
+import { readConfig } from "../src/config.ts";
+import { devTaskQueue } from "../src/dev/taskQueue.ts";
 import { fault, gate, startSimulator, text } from "../src/simulator/server.ts";
 import type { Simulator } from "../src/simulator/server.ts";
 import { createApiKey } from "../src/store/apiKeys.ts";
 import { openPostgres } from "../src/store/postgres.ts";
 import { createTestDatabase } from "./setup/database.ts";
 import { killDevProcesses, runDev, startDev } from "./setup/devProcess.ts";
+import type { DevProcess } from "./setup/devProcess.ts";
 import { describeWith } from "./setup/servers.ts";
 
 const hangGuardMs = 120_000;
@@ -97,7 +101,7 @@ describeWith(["postgres", "temporal"], "turnkeeper dev", () => {
   );
 
   test(
-    "after kill -9 the next start goes on with the turn that was under way",
+    "after kill -9 the next start goes on with the turn that was under way, on the same queue",
     async () => {
       const pause = gate(2);
       const answer = { deltas: ["One", " two", " three"] };
@@ -111,9 +115,12 @@ describeWith(["postgres", "temporal"], "turnkeeper dev", () => {
         background: true,
       });
       await pause.reached;
+      expect(first.taskQueue).toMatch(/^turnkeeper-[0-9a-f]{8}$/);
+      expect(await queueOf(first, started.id)).toBe(first.taskQueue);
       first.signal("SIGKILL");
       await first.exited;
       const second = await startDev(folder, ownModel());
+      expect(second.taskQueue).toBe(first.taskQueue);
       const after = new OpenAI({ baseURL: second.apiUrl, apiKey: "none" });
       const events = await Array.fromAsync(
         await after.responses.retrieve(started.id, { stream: true }),
@@ -131,4 +138,27 @@ describeWith(["postgres", "temporal"], "turnkeeper dev", () => {
     },
     hangGuardMs,
   );
+});
+
+async function queueOf(dev: DevProcess, turnId: string): Promise<string> {
+  const connection = await Connection.connect({ address: dev.temporalAddress });
+  const description = await new Client({ connection }).workflow.getHandle(turnId).describe();
+  await connection.close();
+  return description.taskQueue;
+}
+
+test("an embedded database has a task queue of its own, unless one was set", async () => {
+  const folder = await mkdtemp(join(tmpdir(), "turnkeeper-queue-"));
+  const other = await mkdtemp(join(tmpdir(), "turnkeeper-queue-"));
+  const queueFor = (options: { folder: string }, variables: Record<string, string> = {}) =>
+    devTaskQueue(readConfig(options, variables));
+  const own = await queueFor({ folder });
+  expect(own).not.toBe("turnkeeper");
+  expect(await queueFor({ folder })).toBe(own);
+  expect(await queueFor({ folder: other })).not.toBe(own);
+  expect(await queueFor({ folder }, { TURNKEEPER_TASK_QUEUE: "turnkeeper" })).toBe("turnkeeper");
+  const shared = { DATABASE_URL: "postgres://localhost/turnkeeper" };
+  expect(await queueFor({ folder }, shared)).toBe("turnkeeper");
+  await rm(folder, { recursive: true });
+  await rm(other, { recursive: true });
 });

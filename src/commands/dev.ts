@@ -45,6 +45,8 @@ function progress(): (step: string) => void {
 
 async function introduce(stack: DevStack, chat: Chat, signal: AbortSignal): Promise<void> {
   console.log(`\nResponses API   ${stack.gatewayUrl}/v1`);
+  const at = stack.temporalAddress === null ? "" : `, Temporal at ${stack.temporalAddress}`;
+  console.log(`Task queue      ${stack.taskQueue}${at}`);
   if (stack.temporalUiUrl !== null) console.log(`Temporal UI     ${stack.temporalUiUrl}`);
   if (stack.isSimulated)
     console.log("Model           simulated; set OPENAI_API_KEY for a real one");

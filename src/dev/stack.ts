@@ -18,6 +18,7 @@ import { createWorker, workerSettings } from "../worker.ts";
 import { exampleApp } from "./exampleApp.ts";
 import { lockDataFolder } from "./lockFile.ts";
 import { claimPort, stepToFreePort } from "./ports.ts";
+import { devTaskQueue } from "./taskQueue.ts";
 import { startTemporalServer } from "./temporalServer.ts";
 
 /** Everything of Turnkeeper in this process, and Temporal beside it. */
@@ -27,6 +28,9 @@ export interface DevStack {
   temporalUiUrl: string | null;
   /** Where that UI shows workflows, without the id. */
   workflowsUrl: string | null;
+  taskQueue: string;
+  /** `host:port`; `null` when Temporal was there already: its own settings name it. */
+  temporalAddress: string | null;
   isSimulated: boolean;
   /** Rejects when a part that must stay up has stopped. */
   broken: Promise<never>;
@@ -128,8 +132,9 @@ async function startParts(
   const endpoint = started.add(await openDevEndpoint(config, started), (each) => each.close());
   const hub = started.add(await EventHub.open(database), (each) => each.close());
   const app = config.app === null ? exampleApp(config.model) : await loadApp(config);
+  const taskQueue = await devTaskQueue(config);
   const parts = { connection, client, database, endpoint, hub, log };
-  const worker = await createWorker({ ...app, ...workerSettings(config), ...parts });
+  const worker = await createWorker({ ...app, ...workerSettings(config), taskQueue, ...parts });
   const running = worker.run();
   running.catch(() => {});
   started.add(worker, async (each) => {
@@ -159,6 +164,8 @@ async function startParts(
     gatewayUrl: gateway.url,
     temporalUiUrl: uiUrl,
     workflowsUrl: shownAt,
+    taskQueue,
+    temporalAddress: temporal?.address ?? null,
     isSimulated: config.openaiApiKey === null,
     broken,
     close: () => started.close(),

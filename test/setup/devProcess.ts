@@ -13,6 +13,8 @@ const firstPort = 17_823;
 export interface DevProcess {
   apiUrl: string;
   temporalUiUrl: string;
+  taskQueue: string;
+  temporalAddress: string;
   /** Everything it has printed. */
   output(): string;
   signal(signal: NodeJS.Signals): void;
@@ -76,8 +78,8 @@ export async function startDev(
 ): Promise<DevProcess> {
   const port = await stepToFreePort(firstPort);
   const { child, lines, listeners, exited } = spawnDev(folder, ["--port", `${port}`], environment);
-  const addressOf = (name: string) =>
-    lines.map((line) => new RegExp(`^${name} +(http\\S+)`).exec(line)?.[1]).find(Boolean);
+  const said = (pattern: RegExp) => lines.map((line) => pattern.exec(line)?.[1]).find(Boolean);
+  const addressOf = (name: string) => said(new RegExp(`^${name} +(http\\S+)`));
   const ready = new Promise<void>((resolve) => {
     listeners.add(() => {
       if (addressOf("Temporal UI") !== undefined) resolve();
@@ -91,6 +93,8 @@ export async function startDev(
   return {
     apiUrl: addressOf("Responses API") as string,
     temporalUiUrl: addressOf("Temporal UI") as string,
+    taskQueue: said(/^Task queue +(\S+), /) as string,
+    temporalAddress: said(/^Task queue .*Temporal at (\S+)/) as string,
     output: () => lines.join("\n"),
     signal: (signal) => void child.kill(signal),
     exited,
