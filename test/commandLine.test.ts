@@ -1,6 +1,6 @@
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { stepToFreePort } from "../src/dev/ports.ts";
-import { fault, text } from "../src/simulator/server.ts";
+import { fault, gate, text } from "../src/simulator/server.ts";
 import { createApiKey } from "../src/store/apiKeys.ts";
 import { ask } from "./setup/gateway.ts";
 import { startCrashable } from "./setup/crashable.ts";
@@ -57,6 +57,22 @@ describeWith(["postgres"], "a process that waits for what it needs", () => {
       expect(await worker.stop()).toBe(0);
       expect(worker.tail().join("\n")).not.toMatch(/Stopped|^ +at /m);
     }
+  });
+});
+
+describeWith(["postgres", "temporal"], "a worker in the middle of a call", () => {
+  test("ends at once at a signal that comes later than a repeat of the first one", async () => {
+    const { simulator, turnkeeper, startWorker, close } = await startCrashable();
+    const worker = await startWorker();
+    const pause = gate(1);
+    simulator.script(text("", { deltas: ["One", " two"], pauseAfter: pause }));
+    await turnkeeper.turns.start({ input: "Hi" });
+    await pause.reached;
+    const insisting = setInterval(() => worker.signal("SIGTERM"), 100);
+    const exitCodeOfInterrupt = 130;
+    expect(await worker.exited).toBe(exitCodeOfInterrupt);
+    clearInterval(insisting);
+    await close();
   });
 });
 

@@ -132,7 +132,9 @@ describeWith(["postgres", "temporal"], "turnkeeper dev", () => {
       ]);
       const items = await after.conversations.items.list(conversation.id);
       expect(items.data).toHaveLength(2);
+      // As npm and the terminal do at one Ctrl-C; two of one kind at once may arrive as one.
       second.signal("SIGINT");
+      second.signal("SIGTERM");
       expect(await second.exited).toBe(0);
       await expect(fetch(second.temporalUiUrl)).rejects.toThrow("fetch failed");
     },

@@ -16,13 +16,27 @@ export function createLog(config: Config): Logger {
   return pino({ level: config.logLevel, base: null }, pino.destination(2));
 }
 
-/** Aborts at the first SIGINT or SIGTERM, by {@link Stopped}; the second one ends the process at once. */
+/**
+ * A Ctrl-C may come twice: a terminal sends it to the whole process group, and npm, which is in it, hands
+ * its own on.
+ */
+const repeatedSignalMs = 1_000;
+
+/**
+ * Aborts at the first SIGINT or SIGTERM, by {@link Stopped}; one that comes more than a second later ends
+ * the process at once.
+ */
 export function shutdownSignal(): AbortSignal {
   const controller = new AbortController();
+  let firstAt = 0;
   for (const signal of ["SIGINT", "SIGTERM"] as const) {
     process.on(signal, () => {
       const exitCodeOfInterrupt = 130;
-      if (controller.signal.aborted) process.exit(exitCodeOfInterrupt);
+      if (controller.signal.aborted) {
+        if (performance.now() - firstAt > repeatedSignalMs) process.exit(exitCodeOfInterrupt);
+        return;
+      }
+      firstAt = performance.now();
       controller.abort(new Stopped(`Stopped by ${signal}.`));
     });
   }
