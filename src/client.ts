@@ -31,25 +31,37 @@ export class Turnkeeper {
     this.#close = close;
   }
 
-  /** Connects to the database and to Temporal, both of which the workers use too. */
+  /**
+   * Connects to the database and to Temporal, both of which the workers use too.
+   *
+   * @throws StoreUnavailable or an error of Temporal's client when one is out of reach; nothing stays open.
+   */
   static async connect(options: ConnectOptions): Promise<Turnkeeper> {
-    const database = openPostgres({ url: options.databaseUrl });
     const { connection, client } = connectLazily({
       address: options.temporalAddress,
       namespace: options.temporalNamespace,
     });
-    const engine = createEngine({
-      client,
-      taskQueue: options.taskQueue ?? defaultTaskQueue,
-      eagerStart: false,
-      searchAttributes: await findSearchAttributes(client),
-    });
-    const hub = await EventHub.open(database);
-    return new Turnkeeper({ database, hub, engine }, options.project ?? "default", async () => {
-      await hub.close();
+    const database = openPostgres({ url: options.databaseUrl });
+    const disconnect = async () => {
       await connection.close();
       await database.close();
-    });
+    };
+    try {
+      const engine = createEngine({
+        client,
+        taskQueue: options.taskQueue ?? defaultTaskQueue,
+        eagerStart: false,
+        searchAttributes: await findSearchAttributes(client),
+      });
+      const hub = await EventHub.open(database);
+      return new Turnkeeper({ database, hub, engine }, options.project ?? "default", async () => {
+        await hub.close();
+        await disconnect();
+      });
+    } catch (error) {
+      await disconnect();
+      throw error;
+    }
   }
 
   /** The turns of another project, over the same connections. */

@@ -1,3 +1,6 @@
+import { mkdtemp, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { stepToFreePort } from "../src/dev/ports.ts";
 import { fault, gate, text } from "../src/simulator/server.ts";
@@ -44,20 +47,31 @@ describe("a command that asks a gateway", () => {
 });
 
 describeWith(["postgres"], "a process that waits for what it needs", () => {
-  test("ends at SIGTERM as one that has drained", async () => {
-    const { url } = await createTestDatabase();
-    const nowhere = `127.0.0.1:${await stepToFreePort(firstPort)}`;
-    const waits = [
-      { databaseUrl: `postgres://${nowhere}/none`, message: "waiting for the database" },
-      { databaseUrl: url, message: "waiting for Temporal" },
-    ];
-    for (const { databaseUrl, message } of waits) {
-      const options = { databaseUrl, temporalAddress: nowhere, openaiBaseUrl: `http://${nowhere}` };
-      const worker = await startWorkerProcess({ ...options, taskQueue: "none" }, message);
-      expect(await worker.stop()).toBe(0);
-      expect(worker.tail().join("\n")).not.toMatch(/Stopped|^ +at /m);
-    }
-  });
+  test.each(["worker", "dev"] as const)(
+    "%s ends at SIGTERM as one that has drained",
+    async (role) => {
+      const folder = await mkdtemp(join(tmpdir(), "turnkeeper-waits-"));
+      const { url } = await createTestDatabase();
+      const nowhere = `127.0.0.1:${await stepToFreePort(firstPort)}`;
+      const waits = [
+        { databaseUrl: `postgres://${nowhere}/none`, message: "waiting for the database" },
+        { databaseUrl: url, message: "waiting for Temporal" },
+      ];
+      for (const { databaseUrl, message } of waits) {
+        const options = {
+          databaseUrl,
+          temporalAddress: nowhere,
+          openaiBaseUrl: `http://${nowhere}`,
+        };
+        const environment = { TURNKEEPER_FOLDER: folder };
+        const waiting = { ...options, role, taskQueue: "none", environment };
+        const worker = await startWorkerProcess(waiting, message);
+        expect(await worker.stop()).toBe(0);
+        expect(worker.tail().join("\n")).not.toMatch(/Stopped|^ +at /m);
+      }
+      await rm(folder, { recursive: true });
+    },
+  );
 });
 
 describeWith(["postgres", "temporal"], "a worker in the middle of a call", () => {

@@ -18,7 +18,7 @@ export async function runDev(config: Config, once: string | null): Promise<void>
   // On a terminal the log would get between question and answer; warnings still do.
   const log = createLog(config.logLevel === "info" ? { ...config, logLevel: "error" } : config);
   const say = progress();
-  const stack = await startDevStack(config, log, say);
+  const stack = await startDevStack(config, log, say, signal);
   try {
     say("ready");
     const chat = await openChat(stack, config, once === null);

@@ -15,9 +15,8 @@ export async function runGateway(config: Config): Promise<void> {
   const database = await openDatabase(config, log, signal);
   const { connection, client } = connectLazily({});
   const searchAttributes = await waitFor(
-    "Temporal",
     () => findSearchAttributes(client),
-    log,
+    (reason) => log.warn({ reason }, "waiting for Temporal"),
     signal,
   );
   const engine = createEngine({

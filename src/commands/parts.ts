@@ -58,13 +58,21 @@ export async function openDatabase(
     url: config.databaseUrl,
     maxConnections: config.maxDatabaseConnections,
   });
-  await waitFor("the database of DATABASE_URL", () => migrate(database), log, signal);
+  await waitFor(
+    () => migrate(database),
+    (reason) => log.warn({ reason }, "waiting for the database of DATABASE_URL"),
+    signal,
+  );
   return database;
 }
 
 /** A connection to Temporal for a process that runs turns. */
 export function openTemporal(log: Logger, signal: AbortSignal): ReturnType<typeof connectNatively> {
-  return waitFor("Temporal", () => connectNatively({}, log), log, signal);
+  return waitFor(
+    () => connectNatively({}, log),
+    (reason) => log.warn({ reason }, "waiting for Temporal"),
+    signal,
+  );
 }
 
 /** The provider's endpoint. */

@@ -1,5 +1,4 @@
 import { setTimeout as delay } from "node:timers/promises";
-import type { Logger } from "pino";
 
 const retryEveryMs = 1_000;
 const sayEveryMs = 10_000;
@@ -10,15 +9,15 @@ export class Stopped extends Error {
 }
 
 /**
- * Repeats `connect` until it succeeds: what a process needs may start after it. Says what it waits
- * for at once and then every ten seconds. What `connect` still does at an abort is not waited for.
+ * Repeats `connect` until it succeeds: what a process needs may start after it. What `connect` still
+ * does at an abort is not waited for.
  *
+ * @param onWaiting told why it waits, at once and then every ten seconds.
  * @throws the signal's reason when it aborts.
  */
 export async function waitFor<Result>(
-  what: string,
   connect: () => Promise<Result>,
-  log: Logger,
+  onWaiting: (reason: string) => void,
   signal: AbortSignal,
 ): Promise<Result> {
   const aborted = new Promise<never>((_resolve, reject) => {
@@ -35,8 +34,7 @@ export async function waitFor<Result>(
       const now = performance.now();
       if (now - saidAt >= sayEveryMs) {
         saidAt = now;
-        const reason = error instanceof Error ? error.message : String(error);
-        log.warn({ reason }, `waiting for ${what}`);
+        onWaiting(error instanceof Error ? error.message : String(error));
       }
       await Promise.race([delay(retryEveryMs), aborted]);
     }

@@ -3,6 +3,7 @@ import type { Logger } from "pino";
 import { configuredTemporal, findTemporal } from "../../setup/temporal.mjs";
 import { Turnkeeper } from "../client.ts";
 import { loadApp } from "../app.ts";
+import { waitFor } from "../commands/waiting.ts";
 import type { Config } from "../config.ts";
 import { EventHub } from "../events/hub.ts";
 import { startGateway } from "../gateway/gateway.ts";
@@ -54,16 +55,36 @@ class Started {
   }
 }
 
-async function openDevDatabase(config: Config): Promise<Database> {
-  const database =
-    config.databaseUrl === null
-      ? await openPglite(join(config.folder, "pglite"))
-      : openPostgres({ url: config.databaseUrl, maxConnections: config.maxDatabaseConnections });
-  await migrate(database);
+/** What the start of each part is given. */
+interface Starting {
+  config: Config;
+  log: Logger;
+  say(step: string): void;
+  signal: AbortSignal;
+  started: Started;
+}
+
+async function openDevDatabase(starting: Starting): Promise<Database> {
+  const { config, say, signal, started } = starting;
+  const { databaseUrl: url, maxDatabaseConnections: maxConnections } = config;
+  if (url === null) {
+    say("opening the embedded database");
+    const embedded = await openPglite(join(config.folder, "pglite"));
+    started.add(embedded, (each) => each.close());
+    await migrate(embedded);
+    return embedded;
+  }
+  say("connecting to PostgreSQL");
+  const database = started.add(openPostgres({ url, maxConnections }), (each) => each.close());
+  await waitFor(
+    () => migrate(database),
+    (reason) => say(`waiting for the database of DATABASE_URL: ${reason}`),
+    signal,
+  );
   return database;
 }
 
-async function startTemporal(config: Config, log: Logger, started: Started) {
+async function startTemporal({ config, log, started }: Starting) {
   if (configuredTemporal() !== undefined) return undefined;
   const binary = await findTemporal();
   if (binary === undefined) {
@@ -79,7 +100,16 @@ async function startTemporal(config: Config, log: Logger, started: Started) {
   return started.add(server, (each) => each.stop());
 }
 
-async function openDevEndpoint(config: Config, started: Started): Promise<ModelEndpoint> {
+async function connectToTemporal(address: string | undefined, starting: Starting) {
+  const { log, say, signal, started } = starting;
+  const connect = () => connectNatively({ address }, log);
+  const waiting = (reason: string) => say(`waiting for Temporal: ${reason}`);
+  const { connection, client } = await waitFor(connect, waiting, signal);
+  started.add(connection, (each) => each.close());
+  return { connection, client };
+}
+
+async function openDevEndpoint({ config, started }: Starting): Promise<ModelEndpoint> {
   const timeouts = {
     connectTimeoutMs: config.connectTimeoutMs,
     headersTimeoutMs: config.headersTimeoutMs,
@@ -95,41 +125,37 @@ async function openDevEndpoint(config: Config, started: Started): Promise<ModelE
 /**
  * Starts the whole of Turnkeeper for development, in `config.folder`.
  *
- * @param say told of each step as it begins.
- * @throws PortTakenError or DataFolderInUseError, which say what to do.
+ * @param say told of each step as it begins, and of what is waited for.
+ * @throws PortTakenError or DataFolderInUseError, which say what to do; the signal's reason when it
+ *   aborts while a database or a Temporal server that was configured is not there yet.
  */
 export async function startDevStack(
   config: Config,
   log: Logger,
   say: (step: string) => void,
+  signal: AbortSignal,
 ): Promise<DevStack> {
   const started = new Started();
   try {
-    return await startParts(config, log, say, started);
+    return await startParts({ config, log, say, signal, started });
   } catch (error) {
     await started.close();
     throw error;
   }
 }
 
-async function startParts(
-  config: Config,
-  log: Logger,
-  say: (step: string) => void,
-  started: Started,
-): Promise<DevStack> {
+async function startParts(starting: Starting): Promise<DevStack> {
+  const { config, log, say, started } = starting;
   started.add(await lockDataFolder(config.folder), (each) => each.release());
   const port = config.isPortGiven
     ? await claimPort(config.port, "TURNKEEPER_PORT or --port")
     : await stepToFreePort(config.port);
-  say(config.databaseUrl === null ? "opening the embedded database" : "connecting to PostgreSQL");
-  const database = started.add(await openDevDatabase(config), (each) => each.close());
+  const database = await openDevDatabase(starting);
   say("starting Temporal");
-  const temporal = await startTemporal(config, log, started);
-  const { connection, client } = await connectNatively({ address: temporal?.address }, log);
-  started.add(connection, (each) => each.close());
+  const temporal = await startTemporal(starting);
+  const { connection, client } = await connectToTemporal(temporal?.address, starting);
   say("starting the worker");
-  const endpoint = started.add(await openDevEndpoint(config, started), (each) => each.close());
+  const endpoint = started.add(await openDevEndpoint(starting), (each) => each.close());
   const hub = started.add(await EventHub.open(database), (each) => each.close());
   const app = config.app === null ? exampleApp(config.model) : await loadApp(config);
   const taskQueue = await devTaskQueue(config);

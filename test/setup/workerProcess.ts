@@ -12,7 +12,7 @@ export interface WorkerProcessOptions {
   taskQueue: string;
   openaiBaseUrl: string;
   /** Default `worker`. */
-  role?: "worker" | "serve" | "gateway";
+  role?: "worker" | "serve" | "gateway" | "dev";
   environment?: Record<string, string>;
 }
 
