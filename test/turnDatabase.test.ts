@@ -1,4 +1,6 @@
 import { afterAll, afterEach, beforeAll, expect, test } from "vitest";
+import { Turnkeeper } from "../src/client.ts";
+import { anyFreePort } from "../src/dev/ports.ts";
 import type { TurnHandle } from "../src/turnHandle.ts";
 import { calls, gate, text } from "../src/simulator/server.ts";
 import { readModelCalls } from "../src/store/modelCalls.ts";
@@ -9,7 +11,8 @@ import type { Deployment } from "./setup/deployment.ts";
 import { migrateByUrl } from "./setup/migrateByUrl.ts";
 import { startPostgres } from "./setup/postgresServer.ts";
 import type { PostgresServer } from "./setup/postgresServer.ts";
-import { describeWith } from "./setup/servers.ts";
+import { startProxy } from "./setup/proxy.ts";
+import { describeWith, sharedTemporal } from "./setup/servers.ts";
 import { ended } from "./setup/turnStream.ts";
 
 const whole = "One two three four";
@@ -135,4 +138,15 @@ describeWith(["postgres", "temporal"], "a turn whose database goes away", () => 
     },
     outageTimeoutMs,
   );
+});
+
+describeWith(["temporal"], "a client whose database is away when it connects", () => {
+  test("says so and leaves no connection to Temporal open", async () => {
+    const proxy = await startProxy(sharedTemporal().address);
+    const databaseUrl = `postgres://127.0.0.1:${await anyFreePort()}/none`;
+    const connecting = Turnkeeper.connect({ databaseUrl, temporalAddress: proxy.address });
+    await expect(connecting).rejects.toMatchObject({ code: "store_unavailable" });
+    await expect.poll(() => proxy.connections()).toBe(0);
+    await proxy.close();
+  });
 });
