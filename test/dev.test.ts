@@ -86,6 +86,17 @@ describeWith(["postgres", "temporal"], "turnkeeper dev", () => {
   );
 
   test(
+    "TURNKEEPER_DURABILITY holds for its own agent too",
+    async () => {
+      simulator.script(text("Hello"));
+      const environment = { ...ownModel(), TURNKEEPER_DURABILITY: "background" };
+      expect(await runDev(folder, ["--once", "Hi"], environment)).toMatchObject({ code: 0 });
+      expect(simulator.requests[0]?.body).toMatchObject({ background: true, store: true });
+    },
+    hangGuardMs,
+  );
+
+  test(
     "a busy port that was set by hand is named",
     async () => {
       const server = createServer().listen(0, "127.0.0.1");

@@ -1,8 +1,8 @@
 import { z } from "zod";
+import type { App } from "../app.ts";
+import type { Config } from "../config.ts";
 import { defineTool } from "../tools/defineTool.ts";
-import type { Tool } from "../tools/defineTool.ts";
 import { defaultAgentName, defineAgent } from "../turn/agent.ts";
-import type { Agent } from "../turn/agent.ts";
 
 const currentTime = defineTool({
   name: "current_time",
@@ -29,10 +29,11 @@ function timeZoneOf(place: string): string {
 }
 
 /** What a first run has to talk to while the application has not brought its own. */
-export function exampleApp(model: string): { agents: Agent[]; tools: Tool[] } {
+export function exampleApp({ model, durability }: Config): App {
   const agent = defineAgent({
     name: defaultAgentName,
     model,
+    durability,
     instructions: "You are a helpful assistant. Answer briefly.",
     tools: [currentTime.name],
   });

@@ -157,7 +157,7 @@ async function startParts(starting: Starting): Promise<DevStack> {
   say("starting the worker");
   const endpoint = started.add(await openDevEndpoint(starting), (each) => each.close());
   const hub = started.add(await EventHub.open(database), (each) => each.close());
-  const app = config.app === null ? exampleApp(config.model) : await loadApp(config);
+  const app = config.app === null ? exampleApp(config) : await loadApp(config);
   const taskQueue = await devTaskQueue(config);
   const parts = { connection, client, database, endpoint, hub, log };
   const worker = await createWorker({ ...app, ...workerSettings(config), taskQueue, ...parts });
