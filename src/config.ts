@@ -1,6 +1,7 @@
 import { z } from "zod";
 import type { Durability } from "./turn/agent.ts";
 import { defaultTaskQueue } from "./turn/engineNames.ts";
+import { maxTimerMs } from "./turn/limits.ts";
 
 /**
  * Every setting: an option given in code wins over the environment, which wins over the default.
@@ -20,7 +21,7 @@ export class InvalidConfig extends Error {
 
 const port = z.coerce.number().int().min(0).max(65_535);
 const count = z.coerce.number().int().min(1);
-const milliseconds = z.coerce.number().int().min(1);
+const milliseconds = z.coerce.number().int().min(1).max(maxTimerMs);
 
 const maxBodyBytesDefault = 16 * 1024 * 1024;
 

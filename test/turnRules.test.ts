@@ -1,6 +1,7 @@
 import { isDeepStrictEqual } from "node:util";
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
+import { readConfig } from "../src/config.ts";
 import { reachedLimit } from "../src/turn/budget.ts";
 import { canonicalJson, contentHash } from "../src/turn/canonical.ts";
 import { eventBody, parseEvent, recordedType } from "../src/turn/events.ts";
@@ -228,6 +229,12 @@ test("a turn's time is up once a step has ended in its last part, which is at mo
   );
 });
 
+test("the configuration refuses a time that is too long for a timer", () => {
+  const read = (ms: number) => readConfig({}, { TURNKEEPER_JANITOR_ROUND_MS: `${ms}` });
+  expect(() => read(2 ** 31)).toThrow("TURNKEEPER_JANITOR_ROUND_MS");
+  expect(read(2 ** 31 - 1).janitorRoundMs).toBe(2 ** 31 - 1);
+});
+
 describe("defineAgent", () => {
   test.each([0, -1, 1.5, Number.NaN, Number.POSITIVE_INFINITY])(
     "refuses a limit of %s",
@@ -237,6 +244,17 @@ describe("defineAgent", () => {
       expect(define).toThrow("maxSteps");
     },
   );
+
+  test("refuses a limit that it does not know, and a time that is too long for a timer", () => {
+    const define = (limits: object) => () => defineAgent({ name: "a", model: "gpt-test", limits });
+    expect(define({ maxStep: 3 })).toThrow(
+      "'maxStep' of agent 'a' is unknown. Known are: maxSteps",
+    );
+    expect(define({ idleTimeoutMs: 2 ** 31 })).toThrow(
+      "'idleTimeoutMs' of agent 'a' must be at most",
+    );
+    expect(define({ idleTimeoutMs: 2 ** 31 - 1, maxOutputBytes: 2 ** 31 })).not.toThrow();
+  });
 
   test("gives the same content the same version, and other content another one", () => {
     const one = defineAgent({

@@ -6,6 +6,7 @@ import type { Fence } from "../store/fence.ts";
 import { readHeadStart } from "../store/headStarts.ts";
 import { retryDelayMs } from "../turn/backoff.ts";
 import type { Failure } from "../turn/failures.ts";
+import { maxTimerMs } from "../turn/limits.ts";
 import type { Turn } from "../turn/turn.ts";
 import type { Parts } from "./parts.ts";
 import { persist } from "./persist.ts";
@@ -64,11 +65,6 @@ async function headStartEnd(parts: Parts, turnId: string, signal: AbortSignal): 
     });
   }
 }
-
-/**
- * The longest delay of a Node timer; a longer one would fire at once. No step lasts that long.
- */
-const maxTimerMs = 2 ** 31 - 1;
 
 /** Stops a step at its turn's deadline, or before it, and when Temporal takes the attempt back. */
 export function linkStops(

@@ -1,3 +1,4 @@
+import { maxTimerMs } from "../turn/limits.ts";
 import type { JsonSchema, Tool, ToolSchema } from "./defineTool.ts";
 import { compileSchema } from "./schema.ts";
 import type { CompiledSchema } from "./schema.ts";
@@ -39,8 +40,6 @@ export interface ToolRegistry {
 
 /** The Responses API's rule for names of functions. */
 const toolName = /^[a-zA-Z0-9_-]{1,64}$/;
-/** The longest delay of a Node timer; a longer one would fire at once. */
-const maxTimeoutMs = 2 ** 31 - 1;
 
 function compile(tool: string, field: string, schema: ToolSchema): CompiledSchema {
   try {
@@ -56,8 +55,8 @@ function register(tool: Tool): RegisteredTool {
   if (!toolName.test(name)) {
     throw new InvalidTool(name, "a name has 1 to 64 letters, digits, _ or - characters.");
   }
-  if (!Number.isInteger(timeoutMs) || timeoutMs < 1 || timeoutMs > maxTimeoutMs) {
-    const range = `a whole number of milliseconds from 1 to ${maxTimeoutMs}`;
+  if (!Number.isInteger(timeoutMs) || timeoutMs < 1 || timeoutMs > maxTimerMs) {
+    const range = `a whole number of milliseconds from 1 to ${maxTimerMs}`;
     throw new InvalidTool(name, `timeoutMs must be ${range}; got ${timeoutMs}.`);
   }
   const parameters = compile(name, "parameters", tool.parameters);

@@ -1,6 +1,7 @@
 import { contentHash } from "./canonical.ts";
 import { failureRules } from "./failures.ts";
 import type { FailureClass } from "./failures.ts";
+import { defaultTurnLimits, maxTimerMs } from "./limits.ts";
 import type { TurnLimits } from "./limits.ts";
 
 /** A named, versioned configuration of turns. */
@@ -69,8 +70,8 @@ const agentName = /^[A-Za-z0-9][A-Za-z0-9_.:-]{0,63}$/;
  * parameters, limits, durability, fallbacks and a static answer.
  *
  * @throws TypeError when the name has other characters than letters, digits and `_ . : -`,
- *   or more than 64, a limit is no number above 0 (whole, save `maxTurnCostUsd`), a fallback repeats a
- *   model or names an unknown class, or the durability is none.
+ *   or more than 64, a limit is unknown, no number above 0 (whole, save `maxTurnCostUsd`) or longer than
+ *   2^31 - 1 ms, a fallback repeats a model or names an unknown class, or the durability is none.
  */
 export function defineAgent(
   definition: Pick<AgentDefinition, "name" | "model"> & Partial<AgentDefinition>,
@@ -82,18 +83,30 @@ export function defineAgent(
   }
   checkLimits(definition);
   checkFallbacks(definition);
-  const whole: AgentDefinition = { ...agentDefaults, ...definition };
+  return withVersion({ ...agentDefaults, ...definition });
+}
+
+/** What was defined once is not checked again: an older Turnkeeper may have allowed more. */
+export function withVersion(definition: AgentDefinition): Agent {
   const versionHexDigits = 12;
-  return { ...whole, version: contentHash(whole).toString("hex").slice(0, versionHexDigits) };
+  const version = contentHash(definition).toString("hex").slice(0, versionHexDigits);
+  return { ...definition, version };
 }
 
 type Named = Pick<AgentDefinition, "name" | "model"> & Partial<AgentDefinition>;
 
 function checkLimits({ name: agent, limits = {} }: Named): void {
   for (const [name, limit] of Object.entries(limits)) {
+    const limitOfAgent = `The limit '${name}' of agent '${agent}'`;
+    if (!Object.hasOwn(defaultTurnLimits, name)) {
+      const known = Object.keys(defaultTurnLimits).join(", ");
+      throw new TypeError(`${limitOfAgent} is unknown. Known are: ${known}.`);
+    }
     const isUsable = name === "maxTurnCostUsd" ? limit > 0 : Number.isInteger(limit) && limit > 0;
-    if (isUsable) continue;
-    throw new TypeError(`The limit '${name}' of agent '${agent}' must be a whole number above 0.`);
+    if (!isUsable) throw new TypeError(`${limitOfAgent} must be a whole number above 0.`);
+    if (name.endsWith("Ms") && limit > maxTimerMs) {
+      throw new TypeError(`${limitOfAgent} must be at most ${maxTimerMs} ms.`);
+    }
   }
 }
 

@@ -40,6 +40,9 @@ export const defaultTurnLimits: TurnLimits = {
   maxCallsPerStep: 32,
 };
 
+/** The longest delay of a Node timer; a longer one would fire at once. */
+export const maxTimerMs = 2 ** 31 - 1;
+
 /** Turns that may wait for one conversation, the running one not counted. */
 export const maxQueuedTurns = 100;
 

@@ -1,4 +1,4 @@
-import { defineAgent } from "./agent.ts";
+import { withVersion } from "./agent.ts";
 import type { Agent } from "./agent.ts";
 import { contentHash } from "./canonical.ts";
 import { Refusal } from "./failures.ts";
@@ -94,7 +94,7 @@ function checkOptions(options: ReplayOptions): void {
 function withTools(agent: Agent, tools: string[], agents: readonly Agent[]): Agent {
   const known = new Set([agent, ...agents].flatMap((each) => each.tools));
   const unknown = tools.find((name) => !known.has(name));
-  if (unknown === undefined) return defineAgent({ ...agent, tools });
+  if (unknown === undefined) return withVersion({ ...agent, tools });
   const problem = `No agent has a tool called '${unknown}'. Known are: ${[...known].join(", ")}.`;
   throw invalid(problem, "tools");
 }
