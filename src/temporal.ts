@@ -38,16 +38,32 @@ function installRuntime(log: Logger): void {
   });
 }
 
+interface NativeClient {
+  connection: NativeConnection;
+  client: Client;
+}
+
 /**
  * A client on a worker's kind of connection, so that a process that is both gets the first task of
  * a turn with its start. Connecting fails at once when nobody answers.
  */
-export async function connectNatively(
-  options: TemporalOptions,
+export function connectNatively(options: TemporalOptions, log: Logger): Promise<NativeClient> {
+  return connectBy(connectConfig(options), log);
+}
+
+/**
+ * The same to a development server that this process has started: a namespace, TLS or an API key in
+ * Temporal's environment variables is meant for another server.
+ */
+export function connectToOwnServer(address: string, log: Logger): Promise<NativeClient> {
+  return connectBy({ connectionOptions: { address }, namespace: "default" }, log);
+}
+
+async function connectBy(
+  { connectionOptions, namespace }: ReturnType<typeof connectConfig>,
   log: Logger,
-): Promise<{ connection: NativeConnection; client: Client }> {
+): Promise<NativeClient> {
   installRuntime(log);
-  const { connectionOptions, namespace } = connectConfig(options);
   const connection = await NativeConnection.connect(connectionOptions);
   return { connection, client: new Client({ connection, namespace }) };
 }

@@ -97,6 +97,17 @@ describeWith(["postgres", "temporal"], "turnkeeper dev", () => {
   );
 
   test(
+    "a namespace and an API key for another Temporal server do not break its own",
+    async () => {
+      const environment = { TEMPORAL_NAMESPACE: "shop.a1b2c", TEMPORAL_API_KEY: "key" };
+      const { code, output } = await runDev(folder, ["--once", "Say hello"], environment);
+      expect(output).toMatch(/\/namespaces\/default\/workflows\/resp_/);
+      expect(code).toBe(0);
+    },
+    hangGuardMs,
+  );
+
+  test(
     "a busy port that was set by hand is named",
     async () => {
       const server = createServer().listen(0, "127.0.0.1");

@@ -14,7 +14,7 @@ import type { Database } from "../store/database.ts";
 import { migrate } from "../store/migrate.ts";
 import { openPglite } from "../store/pglite.ts";
 import { openPostgres } from "../store/postgres.ts";
-import { connectNatively, workflowsUrl } from "../temporal.ts";
+import { connectNatively, connectToOwnServer, workflowsUrl } from "../temporal.ts";
 import { createWorker, workerSettings } from "../worker.ts";
 import { exampleApp } from "./exampleApp.ts";
 import { lockDataFolder } from "./lockFile.ts";
@@ -100,13 +100,15 @@ async function startTemporal({ config, log, started }: Starting) {
   return started.add(server, (each) => each.stop());
 }
 
-async function connectToTemporal(address: string | undefined, starting: Starting) {
+async function connectToTemporal(ownAddress: string | undefined, starting: Starting) {
   const { log, say, signal, started } = starting;
-  const connect = () => connectNatively({ address }, log);
   const waiting = (reason: string) => say(`waiting for Temporal: ${reason}`);
-  const { connection, client } = await waitFor(connect, waiting, signal);
-  started.add(connection, (each) => each.close());
-  return { connection, client };
+  const connected =
+    ownAddress === undefined
+      ? await waitFor(() => connectNatively({}, log), waiting, signal)
+      : await connectToOwnServer(ownAddress, log);
+  started.add(connected.connection, (each) => each.close());
+  return connected;
 }
 
 async function openDevEndpoint({ config, started }: Starting): Promise<ModelEndpoint> {
