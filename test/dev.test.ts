@@ -13,7 +13,7 @@ import type { Simulator } from "../src/simulator/server.ts";
 import { createApiKey } from "../src/store/apiKeys.ts";
 import { openPostgres } from "../src/store/postgres.ts";
 import { createTestDatabase } from "./setup/database.ts";
-import { killDevProcesses, runDev, startDev } from "./setup/devProcess.ts";
+import { hasTerminal, killDevProcesses, runDev, startDev } from "./setup/devProcess.ts";
 import type { DevProcess } from "./setup/devProcess.ts";
 import { describeWith } from "./setup/servers.ts";
 
@@ -103,6 +103,31 @@ describeWith(["postgres", "temporal"], "turnkeeper dev", () => {
       const { code, output } = await runDev(folder, ["--once", "Say hello"], environment);
       expect(output).toMatch(/\/namespaces\/default\/workflows\/resp_/);
       expect(code).toBe(0);
+    },
+    hangGuardMs,
+  );
+
+  (hasTerminal ? test : test.skip)(
+    `on a terminal it offers a prompt, and the next start goes on with the conversation${hasTerminal ? "" : " (skipped: no script of util-linux)"}`,
+    async () => {
+      simulator.script(text("It is noon."), text("Welcome, Ada."), text("You are Ada."));
+      const first = await startDev(folder, ownModel(), true);
+      await first.said("Type a message");
+      first.type("I am Ada\r");
+      await first.said("Welcome, Ada.");
+      first.type("\u0003");
+      expect(await first.exited).toBe(0);
+      expect(first.output()).not.toContain("The conversation goes on");
+      const second = await startDev(folder, ownModel(), true);
+      await second.said("Type a message");
+      expect(second.output()).toContain("The conversation goes on where it was left.");
+      second.type("Who am I?\r");
+      await second.said("You are Ada.");
+      const asked = simulator.requests.map(({ body }) => JSON.stringify(body.input));
+      expect(asked).toHaveLength(3);
+      expect(asked[2]).toMatch(/What time is it.*It is noon.*I am Ada.*Welcome, Ada.*Who am I/);
+      second.type("\u0004");
+      expect(await second.exited).toBe(0);
     },
     hangGuardMs,
   );

@@ -1,4 +1,4 @@
-import { spawn } from "node:child_process";
+import { spawn, spawnSync } from "node:child_process";
 import type { ChildProcess } from "node:child_process";
 import { once } from "node:events";
 import { createInterface } from "node:readline";
@@ -17,6 +17,10 @@ export interface DevProcess {
   temporalAddress: string;
   /** Everything it has printed. */
   output(): string;
+  /** Waits until a line of it has this part. */
+  said(part: string): Promise<void>;
+  /** Only on a terminal: keys as they are, such as `\r` for Enter. */
+  type(keys: string): void;
   signal(signal: NodeJS.Signals): void;
   exited: Promise<number | null>;
 }
@@ -33,8 +37,21 @@ export async function killDevProcesses(): Promise<void> {
   await Promise.all(ends);
 }
 
-function spawnDev(folder: string, args: string[], environment: Record<string, string>) {
-  const child = spawn(process.execPath, [cli, "dev", ...args], {
+/** Whether there is the `script` of util-linux, which runs a command on a terminal of its own. */
+export const hasTerminal = spawnSync("script", ["--version"], { stdio: "ignore" }).status === 0;
+
+function spawnDev(
+  folder: string,
+  args: string[],
+  environment: Record<string, string>,
+  isOnTerminal = false,
+) {
+  const command = [process.execPath, cli, "dev", ...args];
+  const quoted = command.map((word) => `'${word}'`).join(" ");
+  const [program = "", ...rest] = isOnTerminal
+    ? ["script", "--quiet", "--return", "--command", quoted, "/dev/null"]
+    : command;
+  const child = spawn(program, rest, {
     env: {
       PATH: process.env["PATH"],
       HOME: process.env["HOME"],
@@ -43,12 +60,13 @@ function spawnDev(folder: string, args: string[], environment: Record<string, st
       TURNKEEPER_JANITOR_PATIENCE_MS: "1000",
       ...environment,
     },
-    stdio: ["ignore", "pipe", "pipe"],
+    stdio: [isOnTerminal ? "pipe" : "ignore", "pipe", "pipe"],
   });
   living.add(child);
   const lines: string[] = [];
   const listeners = new Set<(line: string) => void>();
   for (const stream of [child.stdout, child.stderr]) {
+    if (stream === null) continue;
     createInterface({ input: stream }).on("line", (line) => {
       lines.push(line);
       for (const listener of listeners) listener(line);
@@ -75,27 +93,36 @@ export async function runDev(
 export async function startDev(
   folder: string,
   environment: Record<string, string> = {},
+  isOnTerminal = false,
 ): Promise<DevProcess> {
   const port = await stepToFreePort(firstPort);
-  const { child, lines, listeners, exited } = spawnDev(folder, ["--port", `${port}`], environment);
-  const said = (pattern: RegExp) => lines.map((line) => pattern.exec(line)?.[1]).find(Boolean);
-  const addressOf = (name: string) => said(new RegExp(`^${name} +(http\\S+)`));
-  const ready = new Promise<void>((resolve) => {
-    listeners.add(() => {
-      if (addressOf("Temporal UI") !== undefined) resolve();
-    });
-  });
+  const args = ["--port", `${port}`];
+  const { child, lines, listeners, exited } = spawnDev(folder, args, environment, isOnTerminal);
+  const found = (pattern: RegExp) => lines.map((line) => pattern.exec(line)?.[1]).find(Boolean);
+  const addressOf = (name: string) => found(new RegExp(`^${name} +(http\\S+)`));
   const ended = exited.then((code) => {
     throw new Error(`It ended with ${code}:\n${lines.join("\n")}`);
   });
   ended.catch(() => {});
-  await Promise.race([ready, ended]);
+  const until = (isSo: () => boolean) => {
+    const so = new Promise<void>((resolve) => {
+      const look = () => {
+        if (isSo()) resolve();
+      };
+      listeners.add(look);
+      look();
+    });
+    return Promise.race([so, ended]);
+  };
+  await until(() => addressOf("Temporal UI") !== undefined);
   return {
     apiUrl: addressOf("Responses API") as string,
     temporalUiUrl: addressOf("Temporal UI") as string,
-    taskQueue: said(/^Task queue +(\S+), /) as string,
-    temporalAddress: said(/^Task queue .*Temporal at (\S+)/) as string,
+    taskQueue: found(/^Task queue +(\S+), /) as string,
+    temporalAddress: found(/^Task queue .*Temporal at (\S+)/) as string,
     output: () => lines.join("\n"),
+    said: (part) => until(() => lines.some((line) => line.includes(part))),
+    type: (keys) => void child.stdin?.write(keys),
     signal: (signal) => void child.kill(signal),
     exited,
   };
