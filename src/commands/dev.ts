@@ -15,7 +15,7 @@ const firstMessage = "Hello! What time is it in Berlin?";
  */
 export async function runDev(config: Config, once: string | null): Promise<void> {
   const signal = shutdownSignal();
-  // On a terminal the log would get between question and answer; warnings still do.
+  // On a terminal the log would get between question and answer; errors still do.
   const log = createLog(config.logLevel === "info" ? { ...config, logLevel: "error" } : config);
   const say = progress();
   const stack = await startDevStack(config, log, say, signal);
