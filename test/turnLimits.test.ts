@@ -41,9 +41,19 @@ const tools = [
 const agent = (name: string, limits: Partial<TurnLimits>) =>
   defineAgent({ name, model: "gpt-6.1-terra", tools: ["echo", "count", "hang"], limits });
 
+const sorry = "Nobody can answer now.";
+
 const agents = [
   agent("three_steps", { maxSteps: 3 }),
   agent("one_step", { maxSteps: 1 }),
+  agent("one_try", { maxSteps: 1, maxAttemptsPerStep: 1 }),
+  defineAgent({
+    name: "always",
+    model: "gpt-6.1-terra",
+    tools: ["echo"],
+    staticAnswer: sorry,
+    limits: { maxSteps: 1 },
+  }),
   agent("two_calls", { maxCallsPerStep: 2 }),
   agent("few_tokens", { maxTurnTokens: 500 }),
   agent("cheap", { maxTurnCostUsd: 0.001 }),
@@ -158,6 +168,31 @@ describeWith(["postgres", "temporal"], "a turn that reaches a limit", () => {
     expectLastWord(await run("cheap", asked, fault.reset(2), text(report)), "cost_limit");
     const [broken, last] = deployment.simulator.requests.slice(-2);
     expect(last?.body).toEqual(broken?.body);
+  });
+
+  test("a last call that fails for good does not fail the turn, which keeps what was done", async () => {
+    const turn = await run("one_step", echo(), fault.contextLength());
+    expect(turn).toMatchObject({ status: "incomplete", turn: { failure: null } });
+    expect(turn.response["incomplete_details"]).toEqual({ reason: "step_limit" });
+    expect(turn.response.output).toMatchObject([{ type: "mcp_call", status: "failed" }]);
+    const ledger = await readModelCalls(deployment.database, "default", turn.turn.id);
+    expect(ledger[1]).toMatchObject({ outcome: "wasted", failureClass: "context_overflow" });
+  });
+
+  test("a last call that breaks the last time it may leaves its text", async () => {
+    const turn = await run("one_try", echo(), fault.reset(2));
+    expect(turn).toMatchObject({ status: "incomplete", text: "one two" });
+    expect(turn.response["incomplete_details"]).toEqual({ reason: "step_limit" });
+  });
+
+  test("a static answer in the place of the last call is no completed turn either", async () => {
+    const turn = await run("always", echo(), fault.quota());
+    expect(turn).toMatchObject({ status: "incomplete", text: sorry });
+    expect(turn.response).toMatchObject({
+      incomplete_details: { reason: "step_limit" },
+      turnkeeper: { degraded: "static_answer" },
+    });
+    expect(turn.response.output).toMatchObject([{ type: "mcp_call" }, { type: "message" }]);
   });
 
   test("the next turn of the conversation goes on from there, all pairs whole", async () => {

@@ -65,14 +65,15 @@ export async function runModelStep(
   });
   const unlink = linkStops(stop, turn, takenBack);
   const ledger = openLedger(claim);
-  const opened = { parts, claim, turn, fence, stop, takenBack, writer, ledger };
+  const unread = { call: null, limit: null };
+  const opened = { parts, claim, turn, fence, stop, takenBack, writer, ledger, ...unread };
   try {
     const known = await parts.agents(turn.agent, turn.agentVersion);
     // Of one that is not registered nothing but the name is known.
     const agent = known ?? defineAgent({ name: turn.agent, model: turn.model });
     const keptId = claim.kept?.responseId ?? null;
     const isSent = keptId !== null;
-    const step: ModelStep = { ...opened, agent, call: null, isSent, isWhole: isSent, keptId };
+    const step: ModelStep = { ...opened, agent, isSent, isWhole: isSent, keptId };
     if (known === null) return await failStep(step, failure("unknown_agent"));
     return await tryModelStep(step);
   } finally {
@@ -126,15 +127,15 @@ async function answer(step: ModelStep): Promise<ModelAnswer> {
 
 /** Ends the step: with tools to run, with a last call because of a limit, or with the turn. */
 async function finishModelStep(step: ModelStep, whole: ModelAnswer): Promise<StepVerdict> {
-  const { parts, turn, fence, ledger } = step;
-  const { output, end, limit } = whole;
+  const { parts, turn, fence, ledger, limit } = step;
+  const { output, end } = whole;
   ledger.outcome = "used";
   if (!step.isSent) await dropModelCall(parts.database, ledger.id);
   const modelCall = step.isSent ? ledger : null;
   const asks = end.status === "completed" && output.calls.length > 0 && limit === null;
   const goesOn = asks && !isOverSteps(step, output);
   if (asks && !goesOn) leaveCallsUndone(step, output);
-  const verdict = asks ? toolsVerdict(step, output, goesOn) : endVerdict(whole);
+  const verdict = asks ? toolsVerdict(step, output, goesOn) : endVerdict(step, whole);
   const result: StepResult = {
     verdict,
     items: output.items,
@@ -178,7 +179,7 @@ function toolsVerdict(step: ModelStep, output: ModelOutput, goesOn: boolean): St
   };
 }
 
-function endVerdict({ end, limit }: ModelAnswer): StepVerdict {
+function endVerdict({ limit }: ModelStep, { end }: ModelAnswer): StepVerdict {
   return { next: "end", status: limit === null ? end.status : "incomplete" };
 }
 
@@ -218,7 +219,13 @@ async function failStep(step: ModelStep, cause: Failure): Promise<StepVerdict> {
       await degrade(step, "static_answer", turn.model);
       throw retryLater(cause.class, 0);
     case "fail":
-      return endUnfinished(step, { status: "failed", failure: cause });
+      // What a limit has ended has not failed: what was done before it is kept.
+      return endUnfinished(
+        step,
+        step.limit === null
+          ? { status: "failed", failure: cause }
+          : { status: "incomplete", incompleteReason: step.limit },
+      );
   }
 }
 

@@ -47,6 +47,8 @@ export interface ModelStep {
   isWhole: boolean;
   /** The response that the provider keeps, from its first event to its last. */
   keptId: string | null;
+  /** The limit because of which this is the turn's last call, once the call is prepared [13]. */
+  limit: BudgetLimit | null;
 }
 
 /** Generous: the API's own reasons have about 20. */
@@ -62,8 +64,6 @@ export interface ProviderEnd {
 export interface ModelAnswer {
   output: ModelOutput;
   end: ProviderEnd;
-  /** The limit because of which this was the turn's last call. */
-  limit: BudgetLimit | null;
 }
 
 /** A call with what its events go through. */
@@ -82,6 +82,7 @@ export async function openCall(
   const { parts, turn, agent, fence } = step;
   const next = await readModelCall(parts.database, parts.tools, turn, agent, fence.step);
   step.call = next.call;
+  step.limit = next.limit;
   const translator = new ModelStreamTranslator({
     firstOutputIndex,
     isServerCall: serverCalls(agent, turn),
@@ -137,8 +138,7 @@ export async function sayStaticAnswer(step: ModelStep, open: OpenCall): Promise<
   const content = [{ type: "output_text", text: step.agent.staticAnswer, annotations: [] }];
   const message = { type: "message", role: "assistant", status: "completed", content };
   const response = { status: "completed", output: [message] };
-  // It is no call, so it is not the last one that a limit allows.
-  return { ...(await follow(step, open, eventsOfResponse(response))), limit: null };
+  return follow(step, open, eventsOfResponse(response));
 }
 
 /**
@@ -149,7 +149,7 @@ export async function sayStaticAnswer(step: ModelStep, open: OpenCall): Promise<
  */
 export async function follow(
   step: ModelStep,
-  { next, translator, meter }: OpenCall,
+  { translator, meter }: OpenCall,
   stream: AsyncIterable<UpstreamEvent> | Iterable<UpstreamEvent>,
 ): Promise<ModelAnswer> {
   let last: TurnEvent | undefined;
@@ -167,7 +167,7 @@ export async function follow(
   const { events, output } = translator.finish(finalItems);
   await put(step, translator, events, last);
   estimateUnsaid(step, finalItems as Record<string, unknown>[]);
-  return { output, end: providerEnd(last.type, response), limit: next.limit };
+  return { output, end: providerEnd(last.type, response) };
 }
 
 /** Queues what one event of the provider has become, together with its place in a kept response. */
