@@ -1,24 +1,19 @@
 import { ApplicationFailure } from "@temporalio/activity";
-import { toolOutcome } from "../turn/serverCalls.ts";
-import type { ModelOutput } from "../events/translator.ts";
 import { StoreUnavailable } from "../store/database.ts";
 import type { Ending } from "../store/endings.ts";
 import { degradeTurn, giveUpResponse } from "../store/keptResponses.ts";
 import { completeWastedCall, dropModelCall, readFailedCalls } from "../store/modelCalls.ts";
 import type { ModelCallEnd } from "../store/modelCalls.ts";
 import type { Fence } from "../store/fence.ts";
-import type { StepResult } from "../store/steps.ts";
 import { giveUpCall } from "../store/wastedCalls.ts";
 import { defineAgent } from "../turn/agent.ts";
 import { retryDelayMs } from "../turn/backoff.ts";
-import { notRunOutput } from "../turn/budget.ts";
 import { failure, failureRules, StepFailure } from "../turn/failures.ts";
 import type { Failure } from "../turn/failures.ts";
 import { fallbackFor, nextTry } from "../turn/fallbacks.ts";
 import type { Degradation } from "../turn/turn.ts";
 import type { StepVerdict } from "../turn/verdict.ts";
-import { asksClient } from "./callOwners.ts";
-import { finishStep } from "./finishStep.ts";
+import { finishModelStep } from "./finishModelStep.ts";
 import { finishTurn } from "./finishTurn.ts";
 import { ModelPaused } from "./modelPauses.ts";
 import type { Parts } from "./parts.ts";
@@ -123,64 +118,6 @@ async function answer(step: ModelStep): Promise<ModelAnswer> {
   if (claim.kept !== null) return takeUpResponse(step, claim.kept);
   const open = await openCall(step, claim.firstOutputIndex, claim.shownIds);
   return turn.degraded === "static_answer" ? sayStaticAnswer(step, open) : streamModel(step, open);
-}
-
-/** Ends the step: with tools to run, with a last call because of a limit, or with the turn. */
-async function finishModelStep(step: ModelStep, whole: ModelAnswer): Promise<StepVerdict> {
-  const { parts, turn, fence, ledger, limit } = step;
-  const { output, end } = whole;
-  ledger.outcome = "used";
-  if (!step.isSent) await dropModelCall(parts.database, ledger.id);
-  const modelCall = step.isSent ? ledger : null;
-  const asks = end.status === "completed" && output.calls.length > 0 && limit === null;
-  const goesOn = asks && !isOverSteps(step, output);
-  if (asks && !goesOn) leaveCallsUndone(step, output);
-  const verdict = asks ? toolsVerdict(step, output, goesOn) : endVerdict(step, whole);
-  const result: StepResult = {
-    verdict,
-    items: output.items,
-    output: output.output,
-    calls: goesOn ? output.calls : [],
-    events: await step.writer.drain(step.takenBack),
-    nextOutputIndex: output.nextOutputIndex,
-  };
-  const finished = { fence, result, modelCall };
-  if (asks) return finishStep(parts, turn, finished, step.stop.signal);
-  const reason = limit ?? end.reason;
-  const ending: Ending =
-    reason === null ? { status: "completed" } : { status: "incomplete", incompleteReason: reason };
-  return finishTurn(parts, turn, ending, { lastStep: finished }, step.stop.signal);
-}
-
-/** Whether the turn may not run these calls and call the model once more after them [13]. */
-function isOverSteps({ fence, turn }: ModelStep, { calls }: ModelOutput): boolean {
-  const { maxCallsPerStep, maxSteps } = turn.limits;
-  return calls.length > maxCallsPerStep || fence.step + calls.length >= maxSteps;
-}
-
-/** Answers the calls that a limit forbids, so that the model's last call finds every pair whole [9]. */
-function leaveCallsUndone(step: ModelStep, output: ModelOutput): void {
-  for (const call of output.calls) {
-    const undone = toolOutcome(call, { output: notRunOutput, isError: true });
-    for (const event of undone.events) step.writer.append(event, output.nextOutputIndex);
-    output.output.push(undone.entry);
-    output.items.push(undone.answer);
-  }
-}
-
-function toolsVerdict(step: ModelStep, output: ModelOutput, goesOn: boolean): StepVerdict {
-  if (!goesOn) return { next: "tools", tools: [], thenEnd: false, limit: "step_limit" };
-  // The model may have written anything for a name; history and columns get those that are known.
-  const nameOf = (name: string) => step.parts.tools.get(name)?.name ?? "unknown tool";
-  return {
-    next: "tools",
-    tools: output.calls.map((call) => nameOf(call.name)),
-    thenEnd: asksClient(output),
-  };
-}
-
-function endVerdict({ limit }: ModelStep, { end }: ModelAnswer): StepVerdict {
-  return { next: "end", status: limit === null ? end.status : "incomplete" };
 }
 
 /** A failure is the provider's or the request's: its class decides [11]. */
