@@ -1,6 +1,7 @@
 import { afterAll, afterEach, beforeAll, expect, test } from "vitest";
 import { calls, fault, text } from "../src/simulator/server.ts";
 import type { ScriptStep } from "../src/simulator/server.ts";
+import { registerAgents } from "../src/store/agents.ts";
 import { readModelCalls } from "../src/store/modelCalls.ts";
 import { defineTool } from "../src/tools/defineTool.ts";
 import { defineAgent } from "../src/turn/agent.ts";
@@ -32,6 +33,8 @@ const answersAlways = {
   limits: { maxAttemptsPerStep: 1 },
 };
 
+const punctual = { model: "gpt-first", staticAnswer: sorry, limits: { maxTurnMs: 2_000 } };
+
 const agents = [
   defineAgent({ name: "default", model: "gpt-first", tools: ["echo"], fallbacks }),
   defineAgent({
@@ -42,6 +45,7 @@ const agents = [
   defineAgent({ name: "patient", model: "gpt-first", fallbacks: [{ model: "gpt-second" }] }),
   defineAgent({ name: "always", ...answersAlways }),
   defineAgent({ name: "counted", ...answersAlways }),
+  defineAgent({ name: "punctual", ...punctual }),
 ];
 
 const soon = { ms: 1 };
@@ -125,6 +129,29 @@ describeWith(["postgres", "temporal"], "a turn whose model fails", () => {
     const ledger = await readModelCalls(deployment.database, "default", turn.turn.id);
     expect(ledger.map((call) => call.outcome)).toEqual(["wasted", "wasted"]);
     expect(turn.response["usage"]).toBeNull();
+  });
+
+  test("whose time is up before there is any text gets the static answer", async () => {
+    const turn = await run("punctual", fault.silence());
+    expect(turn).toMatchObject({ status: "completed", text: sorry });
+    expect(turn.response).toMatchObject({ turnkeeper: { degraded: "static_answer" } });
+    const ledger = await readModelCalls(deployment.database, "default", turn.turn.id);
+    expect(ledger).toMatchObject([{ outcome: "wasted", failureClass: null }]);
+  });
+
+  test("whose time is up in the middle of an answer keeps that one", async () => {
+    const turn = await run("punctual", fault.silence(2));
+    expect(turn).toMatchObject({ status: "incomplete", text: "one two" });
+    expect(turn.response["incomplete_details"]).toEqual({ reason: "deadline" });
+    expect(turn.turn.degraded).toBeNull();
+  });
+
+  test("whose tools no worker has gets the static answer when its time is up", async () => {
+    const agent = defineAgent({ name: "unequipped", ...punctual, tools: ["nowhere"] });
+    await registerAgents(deployment.database, [agent]);
+    const turn = await run("unequipped");
+    expect(turn).toMatchObject({ status: "completed", text: sorry });
+    expect(modelsCalled()).toEqual([]);
   });
 
   test("that others have found limited for long is not waited for", async () => {

@@ -5,6 +5,7 @@ import { degradeTurn, giveUpResponse } from "../store/keptResponses.ts";
 import { completeWastedCall, dropModelCall, readFailedCalls } from "../store/modelCalls.ts";
 import type { ModelCallEnd } from "../store/modelCalls.ts";
 import type { Fence } from "../store/fence.ts";
+import { hasShownText } from "../store/turnOutcome.ts";
 import { giveUpCall } from "../store/wastedCalls.ts";
 import { defineAgent } from "../turn/agent.ts";
 import { retryDelayMs } from "../turn/backoff.ts";
@@ -33,6 +34,9 @@ import { takeUpResponse } from "./takeUpResponse.ts";
 /** A turn that has a fallback does not wait longer than this for a limit that others have met. */
 const maxHeldBeforeFallbackMs = 5_000;
 
+/** An agent's own text takes neither time nor tools, so a turn that is left with it gets it. */
+const endOfTime = new Date(8_640_000_000_000_000);
+
 /**
  * Runs a model step that was claimed.
  *
@@ -58,14 +62,16 @@ export async function runModelStep(
     },
     cancelRequested: () => stop.abort(new StepStopped("cancel_requested")),
   });
-  const unlink = linkStops(stop, turn, takenBack);
+  const isStatic = turn.degraded === "static_answer";
+  const unlink = linkStops(stop, turn, takenBack, isStatic ? endOfTime : turn.deadlineAt);
   const ledger = openLedger(claim);
   const unread = { call: null, limit: null };
   const opened = { parts, claim, turn, fence, stop, takenBack, writer, ledger, ...unread };
   try {
     const known = await parts.agents(turn.agent, turn.agentVersion);
     // Of one that is not registered nothing but the name is known.
-    const agent = known ?? defineAgent({ name: turn.agent, model: turn.model });
+    const defined = known ?? defineAgent({ name: turn.agent, model: turn.model });
+    const agent = isStatic ? { ...defined, tools: [] } : defined;
     const keptId = claim.kept?.responseId ?? null;
     const isSent = keptId !== null;
     const step: ModelStep = { ...opened, agent, isSent, isWhole: isSent, keptId };
@@ -208,12 +214,23 @@ async function stopStep(step: ModelStep, stopped: StepStopped): Promise<StepVerd
     throw retryLater("handover", 0);
   }
   await settle(step);
+  if (stopped.reason === "deadline" && (await isLeftWithStaticAnswer(step))) {
+    await degrade(step, "static_answer", turn.model);
+    throw retryLater("deadline", 0);
+  }
   return endUnfinished(
     step,
     stopped.reason === "cancel_requested"
       ? { status: "cancelled" }
       : { status: "incomplete", incompleteReason: "deadline" },
   );
+}
+
+/** Whether the agent always answers, and nothing of an answer was shown. */
+async function isLeftWithStaticAnswer(step: ModelStep): Promise<boolean> {
+  const { parts, turn, agent, takenBack } = step;
+  if (agent.staticAnswer === null) return false;
+  return !(await persist(() => hasShownText(parts.database, turn), takenBack));
 }
 
 /** Ends the turn in the middle of its step, unless somebody else has the step by now [3]. */

@@ -1,6 +1,7 @@
 import type { OutputEntry, TurnEvent } from "../turn/events.ts";
 import type { Item } from "../turn/items.ts";
 import { closeOpenItems, finishedMessages, partialAnswers } from "../turn/openItems.ts";
+import type { ClosedItems } from "../turn/openItems.ts";
 import type { TerminalStatus, Turn, Usage } from "../turn/turn.ts";
 import { one } from "./database.ts";
 import type { Queryable } from "./database.ts";
@@ -40,7 +41,7 @@ export async function gatherOutcome(
       ? []
       : [...(await readAllEvents(tx, turn)), ...(lastStep?.result.events ?? [])];
   const left = closeOpenItems(events);
-  const shown = [...finishedMessages(events), ...partialAnswers(left)];
+  const shown = messagesShown(events, left);
   const kept = status === "failed" ? [] : await ofLastCall(tx, turn.id, shown);
   const entries = [...steps.flatMap((step) => step.output), ...kept];
   return {
@@ -48,6 +49,17 @@ export async function gatherOutcome(
     output: entries.sort((left, right) => left.index - right.index).map((entry) => entry.item),
     events: left.events,
   };
+}
+
+/** The messages with text that events have shown, whole or in part; `left`: what they left open. */
+function messagesShown(events: readonly TurnEvent[], left: ClosedItems): OutputEntry[] {
+  return [...finishedMessages(events), ...partialAnswers(left)];
+}
+
+/** Whether a turn's stream has shown any text of an answer, also of one that was given up. */
+export async function hasShownText(queryable: Queryable, turn: Turn): Promise<boolean> {
+  const events = await readAllEvents(queryable, turn);
+  return messagesShown(events, closeOpenItems(events)).length > 0;
 }
 
 /**

@@ -19,7 +19,7 @@ export interface AgentDefinition {
   durability: Durability;
   /** Models to turn to, in this order, when the one before fails. */
   fallbacks: Fallback[];
-  /** The last answer where no model gives one; the turn completes with it, marked degraded. */
+  /** The answer where no model gives one by the deadline; the turn completes with it, marked degraded. */
   staticAnswer: string | null;
 }
 
