@@ -65,6 +65,7 @@ describeOnBoth("[3] a claim", (open) => {
     const first = await claimed(database, fence(turn));
     expect(first).toMatchObject({
       firstOutputIndex: 0,
+      isUntried: true,
       wasRunning: false,
       call: null,
       shownIds: [],
@@ -92,7 +93,8 @@ describeOnBoth("[3] a claim", (open) => {
     const turn = await admit(database);
     const first = await claimed(database, fence(turn), { token: "token" });
     const again = await claimed(database, fence(turn), { token: "token" });
-    expect(again).toMatchObject({ wasRunning: false, modelCallId: first.modelCallId });
+    const known = { isUntried: false, wasRunning: false, modelCallId: first.modelCallId };
+    expect(again).toMatchObject(known);
     expect(await readModelCalls(database, "default", turn.id)).toHaveLength(1);
     expect(typesOf(await recordedEvents(database, turn))).toHaveLength(2);
   });

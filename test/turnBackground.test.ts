@@ -28,6 +28,12 @@ const tools = [
 const agents = [
   defineAgent({ name: "default", model: "gpt-test", tools: ["count"], durability: "background" }),
   defineAgent({
+    name: "frugal",
+    model: "gpt-test",
+    durability: "background",
+    limits: { maxTurnTokens: 1 },
+  }),
+  defineAgent({
     name: "hasty",
     model: "gpt-test",
     durability: "background",
@@ -234,10 +240,10 @@ describeWith(["postgres", "temporal"], "a turn whose responses the provider keep
   });
 
   /** Starts a turn whose response has begun and stays open until somebody else ends it. */
-  async function startKept(): Promise<{ turn: TurnHandle; url: string }> {
+  async function startKept(model?: string): Promise<{ turn: TurnHandle; url: string }> {
     const pause = gate(2);
     deployment.simulator.script(text("", { deltas, pauseAfter: pause }));
-    const turn = await start();
+    const turn = await start(model);
     await pause.reached;
     await expect.poll(() => keptId(turn)).toMatch(/^resp_/);
     return { turn, url: `${deployment.simulator.baseUrl}/responses/${await keptId(turn)}` };
@@ -268,6 +274,16 @@ describeWith(["postgres", "temporal"], "a turn whose responses the provider keep
     expect(await ended(turn)).toMatchObject({ status: "completed", text: "Anew." });
     const ledger = await readModelCalls(deployment.database, "default", turn.id);
     expect(ledger.map((call) => call.outcome)).toEqual(["wasted", "used"]);
+  });
+
+  test("[13] a response that is gone counts for the limits of the call in its place", async () => {
+    const { turn, url } = await startKept("frugal");
+    deployment.simulator.script(text("So far."));
+    await ask("DELETE", url);
+    const end = await ended(turn);
+    expect(end).toMatchObject({ status: "incomplete", text: "So far." });
+    expect(end.response["incomplete_details"]).toEqual({ reason: "token_limit" });
+    expect(deployment.simulator.requests.at(-1)?.items.at(-1)).toMatchObject({ role: "developer" });
   });
 
   test("a call in the place of a lost response waits for its model's rate limit", async () => {

@@ -130,6 +130,25 @@ describeWith(["postgres", "temporal"], "a turn that reaches a limit", () => {
     expect(turn).toMatchObject({ status: "completed", text: "Done." });
   });
 
+  test("of tokens in answers that break off makes its next call the last one", async () => {
+    const broken = fault.eof(600, text("word ".repeat(700)));
+    expectLastWord(await run("few_tokens", broken, text(report)), "token_limit");
+    const [first] = deployment.simulator.requests;
+    expect(first?.body).not.toHaveProperty("tool_choice");
+  });
+
+  test("of tokens in a later step's answers that break off does so too", async () => {
+    const broken = fault.eof(600, text("word ".repeat(700)));
+    expectLastWord(await run("few_tokens", count(), broken, text(report)), "token_limit");
+    const [, second] = deployment.simulator.requests;
+    expect(second?.body).not.toHaveProperty("tool_choice");
+  });
+
+  test("below its limit goes on after an answer that breaks off", async () => {
+    const turn = await run("few_tokens", fault.eof(2), count(), text("Done."));
+    expect(turn).toMatchObject({ status: "completed", text: "Done." });
+  });
+
   test("of cost", async () => {
     const costly = { usage: { inputTokens: 1_000, outputTokens: 100 } };
     const asked = calls([{ name: "count", arguments: {} }], costly);

@@ -3,6 +3,7 @@ import type { ModelCall } from "../responses/call.ts";
 import { readHistory } from "../store/conversations.ts";
 import type { Database } from "../store/database.ts";
 import { hasFailedAs, readSpending } from "../store/modelCalls.ts";
+import type { SpentBefore } from "../store/modelCalls.ts";
 import { readFinishedSteps } from "../store/steps.ts";
 import type { FinishedStep } from "../store/steps.ts";
 import type { ToolRegistry } from "../tools/registry.ts";
@@ -29,16 +30,17 @@ export async function readModelCall(
   tools: ToolRegistry,
   turn: Turn,
   agent: Agent,
-  step: number,
+  step: { number: number; isUntried: boolean },
 ): Promise<NextModelCall> {
   const { conversation, previousTurnId } = turn.request;
   // A conversation that was made for this turn has nothing in it, and nobody writes to it meanwhile.
   const isNew = conversation === null && previousTurnId === null;
-  const isFirstCall = isNew && step === 1 && !hasReasoning(turn.request.input);
+  const isFirst = step.number === 1;
+  const isFirstCall = isNew && isFirst && !hasReasoning(turn.request.input);
   const [history, steps, spent, isReasoningRefused] = await Promise.all([
     isNew ? [] : readHistory(database, turn.project, turn.conversationId),
-    step === 1 ? [] : readFinishedSteps(database, turn.id),
-    step === 1 ? { tokens: 0, costUsd: 0 } : readSpending(database, turn.id, step),
+    isFirst ? [] : readFinishedSteps(database, turn.id),
+    isFirst && step.isUntried ? null : readSpending(database, turn.id, step.number),
     // Whether the provider could not use what was reasoned before: on record, and for the rest of the
     // turn, so that every worker decides the same and calls stay prefixes [10].
     isFirstCall ? false : hasFailedAs(database, turn.id, "item_not_found"),
@@ -46,7 +48,7 @@ export async function readModelCall(
   const { input } = turn.request;
   const made = steps.flatMap((each) => each.items);
   const written = steps.flatMap((each) => (each.kind === "model" ? each.items : []));
-  const limit = limitOf(steps) ?? reachedLimit(turn, spent, steps);
+  const limit = limitOf(steps) ?? limitBefore(turn, spent, steps);
   const hasCalled = steps.some((each) => each.kind === "tool");
   const asked = { ...agent.parameters, ...turn.request.parameters };
   const parameters = hasCalled ? withoutForcedCall(asked) : asked;
@@ -58,7 +60,7 @@ export async function readModelCall(
     input: assembleContext({ history, input, steps: made }, strategy),
     tools: [...agent.tools.map((name) => tools.definitionOf(name)), ...turn.request.tools],
     parameters,
-    keepAs: agent.durability === "background" ? { turn: turn.id, step: String(step) } : null,
+    keepAs: agent.durability === "background" ? { turn: turn.id, step: String(step.number) } : null,
   };
   return {
     call: limit === null ? call : lastCall(call, limit),
@@ -84,6 +86,19 @@ function withoutForcedCall(parameters: Record<string, unknown>): Record<string, 
 function limitOf(steps: readonly FinishedStep[]): BudgetLimit | null {
   const limits = steps.map(({ verdict }) => (verdict.next === "tools" ? verdict.limit : null));
   return limits.find((limit) => limit !== null && limit !== undefined) ?? null;
+}
+
+/**
+ * What was reached before the step comes first, so that a last call which is made again is the same,
+ * whatever the one that broke has cost.
+ */
+function limitBefore(
+  turn: Turn,
+  spent: SpentBefore | null,
+  steps: readonly FinishedStep[],
+): BudgetLimit | null {
+  if (spent === null) return null;
+  return reachedLimit(turn, spent.step, steps) ?? reachedLimit(turn, spent.call, steps);
 }
 
 /** The tools stay defined, so that what was sent stays a prefix [10], but none may be called. */

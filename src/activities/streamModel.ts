@@ -79,16 +79,25 @@ export async function openCall(
   firstOutputIndex: number,
   shownIds: readonly string[],
 ): Promise<OpenCall> {
-  const { parts, turn, agent, fence } = step;
-  const next = await readModelCall(parts.database, parts.tools, turn, agent, fence.step);
-  step.call = next.call;
-  step.limit = next.limit;
+  const { agent, turn } = step;
+  const next = await prepareCall(step);
   const translator = new ModelStreamTranslator({
     firstOutputIndex,
     isServerCall: serverCalls(agent, turn),
     usedIds: [...next.usedIds, ...shownIds],
   });
   return { next, translator, meter: new OutputMeter(next.writtenBytes) };
+}
+
+/** Decides from what is on record which call is the step's next one. */
+export async function prepareCall(step: ModelStep): Promise<NextModelCall> {
+  const { parts, turn, agent, fence, claim } = step;
+  const { isUntried } = claim;
+  const number = fence.step;
+  const next = await readModelCall(parts.database, parts.tools, turn, agent, { number, isUntried });
+  step.call = next.call;
+  step.limit = next.limit;
+  return next;
 }
 
 /**

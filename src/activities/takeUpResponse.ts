@@ -9,7 +9,7 @@ import { StepFailure } from "../turn/failures.ts";
 import { outputText } from "../turn/items.ts";
 import type { Item } from "../turn/items.ts";
 import { retryLater } from "./stepContext.ts";
-import { follow, openCall, put, streamModel } from "./streamModel.ts";
+import { follow, openCall, prepareCall, put, streamModel } from "./streamModel.ts";
 import type { ModelAnswer, ModelStep, OpenCall } from "./streamModel.ts";
 
 /** How often a response that can no longer be streamed is asked for. */
@@ -130,5 +130,6 @@ async function callAgain(step: ModelStep, open: OpenCall): Promise<ModelAnswer> 
   } catch (error) {
     throw error instanceof Replaced ? retryLater("fenced") : error;
   }
-  return streamModel(step, open);
+  // What was lost counts: the turn may have reached a limit with it.
+  return streamModel(step, { ...open, next: await prepareCall(step) });
 }

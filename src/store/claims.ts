@@ -27,6 +27,8 @@ export type Claim =
       firstOutputIndex: number;
       /** Ids and call ids that the turn's stream has shown; a model step must not show them again. */
       shownIds: string[];
+      /** Nobody has claimed the step before, so nothing was spent on it. */
+      isUntried: boolean;
       /** An earlier attempt had begun, so what it did is unknown [8]. */
       wasRunning: boolean;
       /** The call of a tool step. */
@@ -223,7 +225,8 @@ async function claimInside(
   if (before !== undefined && !mayTake(before, claim)) return { outcome: "fenced" };
   const { turn, isFirst } = taken;
   const isResent = before?.token === token;
-  const wasRunning = before !== undefined && before.state !== "scheduled" && !isResent;
+  const isUntried = before === undefined || before.state === "scheduled";
+  const wasRunning = !isUntried && !isResent;
   takeStep(tx, claim, turn, firstOutputIndex);
   const events = isFirst ? [lifecycleEvent(responseObject(turn))] : [];
   const kept = before === undefined ? null : await readKept(tx, turn, before);
@@ -239,6 +242,7 @@ async function claimInside(
     turn,
     firstOutputIndex,
     shownIds: hasShown ? await readShownIds(tx, turn) : [],
+    isUntried,
     wasRunning,
     call: before === undefined ? null : readCall(before),
     modelCallId,

@@ -86,20 +86,34 @@ export function readFailedCalls(
   );
 }
 
-/** What a turn's steps before `step` have cost, wasted calls included. */
-export function readSpending(
+/** What a turn has cost, wasted calls included. */
+export interface SpentBefore {
+  /** Before its running step. */
+  step: Spending;
+  /** Before the next call of that step: those that are over count as well. */
+  call: Spending;
+}
+
+export async function readSpending(
   queryable: Queryable,
   turnId: string,
   step: number,
-): Promise<Spending> {
-  return one(
-    queryable.query<Spending>(
-      `SELECT coalesce(sum(input_tokens + output_tokens), 0)::bigint AS tokens,
-         coalesce(sum(cost_usd), 0)::float8 AS "costUsd"
-       FROM model_calls WHERE turn_id = $1 AND step < $2`,
+): Promise<SpentBefore> {
+  const sum = await one(
+    queryable.query<Record<"stepTokens" | "stepCost" | "callTokens" | "callCost", number>>(
+      `SELECT coalesce(sum(tokens) FILTER (WHERE step < $2), 0)::bigint AS "stepTokens",
+         coalesce(sum(cost_usd) FILTER (WHERE step < $2), 0)::float8 AS "stepCost",
+         coalesce(sum(tokens), 0)::bigint AS "callTokens",
+         coalesce(sum(cost_usd), 0)::float8 AS "callCost"
+       FROM (SELECT step, input_tokens + output_tokens AS tokens, cost_usd FROM model_calls
+         WHERE turn_id = $1 AND (step < $2 OR step = $2 AND outcome <> 'open')) AS calls`,
       [turnId, step],
     ),
   );
+  return {
+    step: { tokens: sum.stepTokens, costUsd: sum.stepCost },
+    call: { tokens: sum.callTokens, costUsd: sum.callCost },
+  };
 }
 
 /** Whether a call of the turn has failed with that class. */

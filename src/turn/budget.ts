@@ -2,12 +2,12 @@ import { canonicalJson } from "./canonical.ts";
 import type { Item } from "./items.ts";
 import type { Turn } from "./turn.ts";
 
-/** The limits that end a turn between two steps; each is the reason of an incomplete turn. */
+/** The limits that end a turn before a model call; each is the reason of an incomplete turn. */
 export type BudgetLimit = "step_limit" | "token_limit" | "cost_limit" | "no_progress" | "deadline";
 
-/** What is on record of a turn before a step. */
+/** What is on record of a turn's model calls. */
 export interface Spending {
-  /** Of all its model calls so far, wasted ones included. */
+  /** Of all of them, wasted ones included. */
   tokens: number;
   /** US dollars; calls of unknown price are not in it. */
   costUsd: number;
@@ -34,8 +34,8 @@ export function lastWordAt({ limits, deadlineAt }: Limited): Date {
 }
 
 /**
- * The limit that a turn has reached before a model step [13], `null` while there is none. It follows
- * from finished steps alone, so every attempt and every worker finds the same.
+ * The limit that a turn has reached before a model call [13], `null` while there is none. It follows
+ * from finished steps and calls that are over, so every worker finds the same.
  *
  * @param steps the turn's finished steps, in order.
  */

@@ -16,9 +16,9 @@ export interface TurnLimits {
   maxOutputBytes: number;
   /** Bytes of one tool's result that are handed to the model; the rest is cut, and said so. */
   maxToolResultBytes: number;
-  /** Tokens of the turn's model calls, wasted ones included; looked at between steps. */
+  /** Tokens of the turn's model calls, wasted ones included; looked at before each call. */
   maxTurnTokens: number;
-  /** US dollars, as far as the prices are known; looked at between steps. */
+  /** US dollars, as far as the prices are known; looked at before each call. */
   maxTurnCostUsd: number;
   /** The same tool with the same arguments and the same result so many times is no progress. */
   maxRepeatedCalls: number;
