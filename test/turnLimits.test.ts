@@ -47,13 +47,8 @@ const agents = [
   agent("three_steps", { maxSteps: 3 }),
   agent("one_step", { maxSteps: 1 }),
   agent("one_try", { maxSteps: 1, maxAttemptsPerStep: 1 }),
-  defineAgent({
-    name: "always",
-    model: "gpt-6.1-terra",
-    tools: ["echo"],
-    staticAnswer: sorry,
-    limits: { maxSteps: 1 },
-  }),
+  defineAgent({ ...agent("always", { maxSteps: 1 }), staticAnswer: sorry }),
+  defineAgent({ ...agent("punctual", { maxSteps: 1, maxTurnMs: 3_000 }), staticAnswer: sorry }),
   agent("two_calls", { maxCallsPerStep: 2 }),
   agent("few_tokens", { maxTurnTokens: 500 }),
   agent("cheap", { maxTurnCostUsd: 0.001 }),
@@ -212,6 +207,12 @@ describeWith(["postgres", "temporal"], "a turn that reaches a limit", () => {
       turnkeeper: { degraded: "static_answer" },
     });
     expect(turn.response.output).toMatchObject([{ type: "mcp_call" }, { type: "message" }]);
+  });
+
+  test("nor is one in the place of a last call that said nothing until the deadline", async () => {
+    const turn = await run("punctual", echo(), fault.silence());
+    expect(turn).toMatchObject({ status: "incomplete", text: sorry });
+    expect(turn.response["incomplete_details"]).toEqual({ reason: "step_limit" });
   });
 
   test("the next turn of the conversation goes on from there, all pairs whole", async () => {
