@@ -92,6 +92,11 @@ const maxCachedWorkflows = 500;
  */
 const pollers = { type: "autoscaling", minimum: 1, initial: 2, maximum: 20 } as const;
 /**
+ * Temporal's default. A poll holds a slot while it waits, and with two slots both may wait for tasks of
+ * workflows that are cached here, of which there are none.
+ */
+const minWorkflowTaskSlots = 40;
+/**
  * Each waiting call costs Temporal one request in this time; two fit into the heartbeat timeout. Nobody
  * waits for what comes back on them: cancels reach a worker by the record.
  */
@@ -157,7 +162,7 @@ function createTemporalWorker(
     maxConcurrentActivityTaskExecutions: options.maxConcurrentSteps,
     maxCachedWorkflows,
     // Each turn that begins here brings its first workflow task along, if there is a slot for it.
-    maxConcurrentWorkflowTaskExecutions: options.maxConcurrentSteps,
+    maxConcurrentWorkflowTaskExecutions: Math.max(options.maxConcurrentSteps, minWorkflowTaskSlots),
     workflowTaskPollerBehavior: pollers,
     activityTaskPollerBehavior: pollers,
     maxHeartbeatThrottleInterval: maxHeartbeatThrottleIntervalMs,

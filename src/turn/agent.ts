@@ -104,7 +104,8 @@ function checkLimits({ name: agent, limits = {} }: Named): void {
     }
     const isUsable = name === "maxTurnCostUsd" ? limit > 0 : Number.isInteger(limit) && limit > 0;
     if (!isUsable) throw new TypeError(`${limitOfAgent} must be a whole number above 0.`);
-    if (name.endsWith("Ms") && limit > maxTimerMs) {
+    // A turn may last longer than any one step of it waits.
+    if (name.endsWith("Ms") && name !== "maxTurnMs" && limit > maxTimerMs) {
       throw new TypeError(`${limitOfAgent} must be at most ${maxTimerMs} ms.`);
     }
   }
