@@ -83,6 +83,15 @@ describeWith(["temporal"], "the Temporal development server", () => {
     });
   });
 
+  it("starts again when another process took a port that it had chosen", async () => {
+    const unlucky = join(folder, "unlucky");
+    const told = "listen tcp 127.0.0.1:33511: bind: address already in use";
+    const once = `[ -e "$0.started" ] || { touch "$0.started"; echo "${told}" >&2; exit 1; }`;
+    await writeFile(unlucky, `#!/bin/sh\n${once}\nexec "${binary}" "$@"\n`, { mode: 0o755 });
+    const server = await startTemporalServer({ binary: unlucky });
+    await server.stop();
+  });
+
   it("survives the terminal's Ctrl-C until its parent stops it", async () => {
     const parent = await startParent(binary, join(folder, "temporal.db"));
     process.kill(-parent.process.pid!, "SIGINT"); // what a terminal does: the whole group

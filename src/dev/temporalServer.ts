@@ -71,11 +71,30 @@ export interface TemporalServer {
  * @throws with the server's last lines when it ends or is not ready within a minute
  */
 export async function startTemporalServer(options: TemporalServerOptions): Promise<TemporalServer> {
-  const { dbFilename, uiPort, log = () => {} } = options;
+  const { dbFilename, log = () => {} } = options;
   if (dbFilename !== undefined) {
     await mkdir(dirname(dbFilename), { recursive: true });
     await stopOrphan(dbFilename, log);
   }
+  for (let start = 1; ; start++) {
+    try {
+      return await startOnce(options);
+    } catch (error) {
+      const isLost = error instanceof Error && portTaken.test(error.message);
+      if (!isLost || start === maxStarts) throw error;
+    }
+  }
+}
+
+/**
+ * The server has ports that it chooses itself, and another process can take one between its choice and
+ * its use.
+ */
+const portTaken = /address already in use/;
+const maxStarts = 3;
+
+async function startOnce(options: TemporalServerOptions): Promise<TemporalServer> {
+  const { dbFilename, uiPort, log = () => {} } = options;
   const port = options.port ?? (await anyFreePort());
   const lastLines: string[] = [];
   const onLine = (line: string): void => {
