@@ -310,12 +310,18 @@ describeWith(["postgres", "temporal"], "a turn whose responses the provider keep
     }
   });
 
-  test("cancelling the turn cancels the response at the provider", async () => {
+  /** A turn whose model has said something and pauses. */
+  async function startPaused(): Promise<TurnHandle> {
     const pause = gate(2);
     deployment.simulator.script(text("", { deltas, pauseAfter: pause }));
     const turn = await start();
     await pause.reached;
     await untilSaid(turn);
+    return turn;
+  }
+
+  test("cancelling the turn cancels the response at the provider", async () => {
+    const turn = await startPaused();
     await turn.cancel();
     await isCancelled();
     const end = await ended(turn);
@@ -325,11 +331,7 @@ describeWith(["postgres", "temporal"], "a turn whose responses the provider keep
   test("a provider that is too busy to cancel the response is asked again", async () => {
     const busy = new StepFailure(failure("overloaded"));
     const cancel = vi.spyOn(deployment.endpoint, "cancel").mockRejectedValueOnce(busy);
-    const pause = gate(2);
-    deployment.simulator.script(text("", { deltas, pauseAfter: pause }));
-    const turn = await start();
-    await pause.reached;
-    await untilSaid(turn);
+    const turn = await startPaused();
     await turn.cancel();
     await isCancelled();
     expect(cancel).toHaveBeenCalledTimes(2);
