@@ -64,6 +64,15 @@ describeWith(["postgres", "temporal"], "a turn whose database goes away", () => 
 
   const start = (): Promise<TurnHandle> => deployment.turnkeeper.turns.start({ input: "Hi" });
 
+  /** A turn whose model has said something and pauses. */
+  async function startPaused() {
+    const pause = gate(2);
+    deployment.simulator.script(text("", { ...words, pauseAfter: pause }));
+    const turn = await start();
+    await pause.reached;
+    return { turn, pause };
+  }
+
   async function expectOneCall(turn: TurnHandle): Promise<void> {
     expect(await ended(turn)).toMatchObject({ status: "completed", text: whole });
     expect(deployment.simulator.bill).toHaveLength(1);
@@ -74,10 +83,7 @@ describeWith(["postgres", "temporal"], "a turn whose database goes away", () => 
   test(
     "in mid-stream goes on with the same call when it is back",
     async () => {
-      const pause = gate(2);
-      deployment.simulator.script(text("", { ...words, pauseAfter: pause }));
-      const turn = await start();
-      await pause.reached;
+      const { turn, pause } = await startPaused();
       await postgres.crash();
       await postgres.start();
       pause.open();
@@ -89,10 +95,7 @@ describeWith(["postgres", "temporal"], "a turn whose database goes away", () => 
   test(
     "just after its admission is waited for until it is back",
     async () => {
-      const pause = gate(2);
-      deployment.simulator.script(text("", { ...words, pauseAfter: pause }));
-      const turn = await start();
-      await pause.reached;
+      const { turn, pause } = await startPaused();
       await postgres.crash();
       const restarted = async () => {
         await postgres.start();
@@ -107,11 +110,8 @@ describeWith(["postgres", "temporal"], "a turn whose database goes away", () => 
   test(
     "while the answer ends is ended once it is back, without another call",
     async () => {
-      const pause = gate(2);
       const { simulator } = deployment;
-      simulator.script(text("", { ...words, pauseAfter: pause }));
-      const turn = await start();
-      await pause.reached;
+      const { turn, pause } = await startPaused();
       await postgres.crash();
       pause.open();
       await simulator.waitFor("finished");

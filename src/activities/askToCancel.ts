@@ -28,10 +28,9 @@ export async function askToCancel(parts: Parts, turn: Turn): Promise<TurnEnd | n
 export function createCancelRelay(parts: Parts) {
   const relay = async (turnId: string, runId: string): Promise<void> => {
     const turn = await readTurnOfWorkflow(parts.database, turnId);
+    if (turn === null || isTerminal(turn.status)) return;
     // A run that was reset away has no say any more [3].
-    const isOther = turn?.runId !== null && turn?.runId !== runId;
-    if (turn === null || isOther || isTerminal(turn.status)) return;
-    await askToCancel(parts, turn);
+    if (turn.runId === null || turn.runId === runId) await askToCancel(parts, turn);
   };
   return ({ workflowId, runId }: { workflowId: string; runId: string }): void => {
     relay(workflowId, runId).catch((error: unknown) => {

@@ -52,16 +52,18 @@ export class ResponseCanceller {
   }
 
   async #ask(responseId: string) {
-    for (const retryDelayMs of [...retryDelaysMs, null]) {
+    const { signal } = this.#closing;
+    const once = () => this.#endpoint.cancel(responseId, AbortSignal.timeout(cancelTimeoutMs));
+    for (const retryDelayMs of retryDelaysMs) {
       try {
-        return await this.#endpoint.cancel(responseId, AbortSignal.timeout(cancelTimeoutMs));
+        return await once();
       } catch (error) {
         const isFinal =
           error instanceof StepFailure && failureRules[error.failure.class].action !== "retry";
-        if (retryDelayMs === null || isFinal || this.#closing.signal.aborted) throw error;
-        await delay(retryDelayMs, undefined, { signal: this.#closing.signal });
+        if (isFinal || signal.aborted) throw error;
+        await delay(retryDelayMs, undefined, { signal });
       }
     }
-    return null;
+    return once();
   }
 }
